@@ -1,0 +1,338 @@
+package fdpass
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// The shim is moult's own binary between fork and exec: it is started in the
+// worker's place, does what only the worker's own process can do, and becomes
+// the worker. Master and shim are always the same build (it is started from
+// /proc/self/exe), so the wire between them needs no versions:
+//
+//	argv          shimName, the command, its arguments
+//	shimVariable  JSON of shimOrder
+//	status pipe   descriptor shimOrder.Status: closed by execve, or JSON of
+//	              StartError and then closed
+const (
+	shimName     = "moult-shim"
+	shimVariable = "MOULT_SHIM"
+)
+
+type shimOrder struct {
+	Status     int         `json:"status"`
+	ListenPID  bool        `json:"listen_pid,omitempty"`
+	Credential *Credential `json:"credential,omitempty"`
+	Umask      *int        `json:"umask,omitempty"`
+	Dir        string      `json:"dir,omitempty"`
+	DirMayFail bool        `json:"dir_may_fail,omitempty"`
+	KeepHUP    bool        `json:"keep_hup,omitempty"`
+}
+
+// Program is a worker to be started.
+type Program struct {
+	Command    []string // Command[0] is looked up in the PATH of Env, after Dir and Credential hold
+	Env        []string
+	Members    []*Member // descriptors 3, 4, …
+	ListenPID  bool      // set LISTEN_PID to the worker's own pid
+	Credential *Credential
+	Umask      *int
+	Dir        string
+	DirMayFail bool // stay in the master's directory if Dir is gone
+	KeepHUP    bool // leave SIGHUP ignored if it is (nohup)
+}
+
+// StartError says why a program could not be started: which step failed on
+// what.
+type StartError struct {
+	Step string        `json:"step"` // "execute", "enter directory", "become user", …
+	What string        `json:"what"`
+	Note string        `json:"note,omitempty"`
+	Err  syscall.Errno `json:"errno"`
+}
+
+func (e *StartError) Error() string {
+	msg := fmt.Sprintf("cannot %s %s: %v", e.Step, e.What, e.Err)
+	if e.Note != "" {
+		msg += " (" + e.Note + ")"
+	}
+	return msg
+}
+
+// Unwrap returns the error number.
+func (e *StartError) Unwrap() error { return e.Err }
+
+// ExitCode is what a shell would exit with: 127 for a command that does not
+// exist, 126 for one that cannot be executed, 1 for all else.
+func (e *StartError) ExitCode() int {
+	switch {
+	case e.Step != stepExecute:
+		return 1
+	case e.Err == syscall.ENOENT && e.Note == "":
+		return 127
+	}
+	return 126
+}
+
+const stepExecute = "execute"
+
+// Started is a program on its way.
+type Started struct {
+	pid    int
+	status *os.File
+}
+
+// PID is the process id: the shim's, and then the program's.
+func (s *Started) PID() int { return s.pid }
+
+// Start forks. The result is in when Result returns; nobody but the caller
+// waits for the process.
+func (p Program) Start() (*Started, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("cannot start %s: %w", p.Command[0], err)
+	}
+	defer w.Close()
+	started, err := p.start(w)
+	if err != nil {
+		r.Close()
+		return nil, fmt.Errorf("cannot start %s: %w", p.Command[0], err)
+	}
+	started.status = r
+	return started, nil
+}
+
+func (p Program) start(status *os.File) (*Started, error) {
+	cmd := &exec.Cmd{
+		Path:        ownExecutable(),
+		Args:        append([]string{shimName}, p.Command...),
+		Stdout:      os.Stdout,
+		Stderr:      os.Stderr,
+		SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
+	}
+	for _, m := range p.Members {
+		f, err := m.Duplicate()
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+	}
+	cmd.ExtraFiles = append(cmd.ExtraFiles, status)
+	order, err := json.Marshal(shimOrder{
+		Status: listenFDsStart + len(p.Members), ListenPID: p.ListenPID, Credential: p.Credential,
+		Umask: p.Umask, Dir: p.Dir, DirMayFail: p.DirMayFail, KeepHUP: p.KeepHUP,
+	})
+	if err != nil {
+		return nil, err
+	}
+	cmd.Env = append(append([]string{}, p.Env...), shimVariable+"="+string(order))
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	pid := cmd.Process.Pid
+	return &Started{pid: pid}, cmd.Process.Release()
+}
+
+// Result waits until the program runs (nil) or could not be started (a
+// *StartError), and ends the wait when the process dies. It is called once.
+func (s *Started) Result() error {
+	defer s.status.Close()
+	var e StartError
+	if err := json.NewDecoder(s.status).Decode(&e); err != nil {
+		return nil // closed by execve, or by a death that has a status of its own
+	}
+	return &e
+}
+
+// ownExecutable is the running image, not what stands at its path by now: a
+// replaced binary must not be the shim of the old master.
+func ownExecutable() string {
+	if runtime.GOOS == "linux" {
+		if _, err := os.Stat("/proc/self/exe"); err == nil {
+			return "/proc/self/exe"
+		}
+	}
+	path, err := os.Executable()
+	if err != nil {
+		return os.Args[0]
+	}
+	return path
+}
+
+// RunShimIfAsked does the shim's work, and does not return, where this process
+// was started as one. It comes first in main, before any flag is parsed: every
+// start of a worker waits for it.
+func RunShimIfAsked() {
+	if os.Args[0] != shimName || len(os.Args) < 2 {
+		return
+	}
+	order, asked := os.LookupEnv(shimVariable)
+	if !asked {
+		return
+	}
+	var o shimOrder
+	if err := json.Unmarshal([]byte(order), &o); err != nil {
+		fmt.Fprintln(os.Stderr, "moult: cannot read the order of the master:", err)
+		os.Exit(1)
+	}
+	runtime.LockOSThread() // mask and ids belong to the thread that execs
+	err := o.become(os.Args[1:])
+	status := os.NewFile(uintptr(o.Status), "status")
+	_ = json.NewEncoder(status).Encode(err)
+	os.Exit(err.ExitCode())
+}
+
+// become turns this process into the worker; it returns only what stopped it.
+func (o shimOrder) become(argv []string) *StartError {
+	syscall.CloseOnExec(o.Status)
+	os.Unsetenv(shimVariable)
+	if o.ListenPID {
+		os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
+	}
+	if o.Umask != nil {
+		syscall.Umask(*o.Umask)
+	}
+	if err := o.Credential.assume(); err != nil {
+		return err
+	}
+	if err := o.enter(); err != nil {
+		return err
+	}
+	resetSignals(o.KeepHUP)
+	return execute(argv)
+}
+
+// assume changes the ids in the one order that works: the groups while there
+// is the right to, the user last.
+func (c *Credential) assume() *StartError {
+	if c == nil {
+		return nil
+	}
+	if err := c.setIDs(); err != nil {
+		return err
+	}
+	if c.User != "" {
+		os.Setenv("HOME", c.Home)
+		os.Setenv("USER", c.User)
+		os.Setenv("LOGNAME", c.User)
+	}
+	return nil
+}
+
+func (c *Credential) setIDs() *StartError {
+	if c.alreadyHeld() {
+		return nil
+	}
+	fail := func(step, what string, err error) *StartError {
+		e := &StartError{Step: step, What: what, Err: errnoOf(err)}
+		if e.Err == syscall.EPERM {
+			e.Note = "only root may"
+		}
+		return e
+	}
+	if err := syscall.Setgroups(c.Groups); err != nil {
+		return fail("set the groups of", c.name(), err)
+	}
+	if c.GID >= 0 {
+		if err := syscall.Setgid(c.GID); err != nil {
+			return fail("become group", strconv.Itoa(c.GID), err)
+		}
+	}
+	if c.UID >= 0 {
+		if err := syscall.Setuid(c.UID); err != nil {
+			return fail("become user", c.name(), err)
+		}
+	}
+	return nil
+}
+
+// alreadyHeld lets an ordinary user name itself.
+func (c *Credential) alreadyHeld() bool {
+	return os.Geteuid() != 0 &&
+		(c.UID < 0 || c.UID == os.Geteuid()) && (c.GID < 0 || c.GID == os.Getegid())
+}
+
+func (c *Credential) name() string {
+	if c.User != "" {
+		return c.User
+	}
+	return "gid " + strconv.Itoa(c.GID)
+}
+
+func (o shimOrder) enter() *StartError {
+	if o.Dir == "" {
+		return nil
+	}
+	if err := syscall.Chdir(o.Dir); err != nil {
+		if o.DirMayFail {
+			return nil
+		}
+		return &StartError{Step: "enter directory", What: o.Dir, Err: errnoOf(err)}
+	}
+	os.Setenv("PWD", o.Dir)
+	return nil
+}
+
+// execute looks the command up as a shell does and becomes it. The first
+// refusal other than "not there" is what the caller hears, if nothing runs.
+func execute(argv []string) *StartError {
+	failed := &StartError{Step: stepExecute, What: argv[0], Err: syscall.ENOENT}
+	for _, path := range candidates(argv[0]) {
+		err := syscall.Exec(path, argv, os.Environ())
+		if err == nil || errors.Is(err, syscall.ENOTDIR) {
+			continue
+		}
+		if _, there := os.Stat(path); errors.Is(err, syscall.ENOENT) && there != nil {
+			continue
+		}
+		if failed.Err == syscall.ENOENT && failed.Note == "" {
+			failed = refusal(path, errnoOf(err))
+		}
+	}
+	return failed
+}
+
+func candidates(command string) []string {
+	if strings.Contains(command, "/") {
+		return []string{command}
+	}
+	var paths []string
+	for _, dir := range strings.Split(os.Getenv("PATH"), ":") {
+		if dir == "" {
+			dir = "."
+		}
+		paths = append(paths, dir+"/"+command)
+	}
+	return paths
+}
+
+func refusal(path string, errno syscall.Errno) *StartError {
+	e := &StartError{Step: stepExecute, What: path, Err: errno}
+	switch info, err := os.Stat(path); {
+	case err == nil && info.IsDir():
+		e.Note = "it is a directory"
+	case errno == syscall.ENOENT:
+		e.Note = "the file is there, but not the interpreter or loader that it names"
+	case errno == syscall.ENOEXEC:
+		e.Note = "not a program for this machine, or a script without #! line"
+	case errno == syscall.EACCES:
+		e.Note = "check its mode with ls -l, and its file system for noexec"
+	}
+	return e
+}
+
+func errnoOf(err error) syscall.Errno {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return syscall.EINVAL
+}
