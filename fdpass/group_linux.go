@@ -297,7 +297,7 @@ func (s *Socket) takeOut(gone []*Member) error {
 // leaveGroup takes a member out whose worker is gone: shut down first, so that
 // it is out even if a stray process still holds a duplicate of it.
 func (s *Socket) leaveGroup(m *Member) {
-	_ = s.Verify() // a member that cannot be put back is out, which is what is wanted
+	_ = s.Verify()      // a member that cannot be put back is out, which is what is wanted
 	if s.index(m) < 0 { // it had left by itself
 		closeDescriptor(m.fd)
 		return
