@@ -1,0 +1,521 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/moult/moult/fdpass"
+	"github.com/moult/moult/supervisor/observe"
+)
+
+// A generation is one start of the program: Config.Workers slots with a worker
+// each.
+type generation struct {
+	number  int
+	key     int // names it to Socket.Join; unique where number is not (failed upgrades)
+	slots   []*slot
+	retired bool // others serve: its workers are not replaced
+	hurried bool // was told to end early
+}
+
+// A slot is a worker's place in its generation: the members stay when the
+// worker goes, and its replacement gets the same.
+type slot struct {
+	gen     *generation
+	members []*fdpass.Member
+	worker  *worker
+	backoff backoff
+	startAt time.Time // when the replacement is due; zero: none is
+	leaving bool      // retired alone (one worker fewer)
+	waits   bool      // for a failed start to let go of the members
+	emptied bool      // was started once more to serve what waited in its queue
+}
+
+// startGeneration begins what ends in evReady or evFailed.
+func (s *Supervisor) startGeneration() {
+	s.keys++
+	g := &generation{number: 1, key: s.keys}
+	if s.serving != nil {
+		g.number = s.serving.number + 1
+	}
+	s.next = g
+	if err := s.furnish(g); err != nil {
+		s.fail(g, err, 1)
+		return
+	}
+	if s.serving == nil {
+		// Nobody serves: who connects waits for the first generation.
+		if err := s.steer(g); err != nil {
+			s.fail(g, err, 1)
+			return
+		}
+	}
+	for _, sl := range g.slots {
+		if s.next != g {
+			return // one of them has failed the generation already
+		}
+		s.startWorker(sl)
+	}
+}
+
+// furnish gives every slot its sockets. Where the whole serving generation is
+// dead, the new one takes its members over: what waits in their queues is
+// served by a program that works.
+func (s *Supervisor) furnish(g *generation) error {
+	var inherited []*slot
+	if s.serving != nil && s.serving.dead() {
+		g.key = s.serving.key
+		inherited = s.serving.slots
+	}
+	for i := range s.wanted {
+		sl := &slot{gen: g, backoff: backoff{min: s.cfg.RestartMin, max: s.cfg.RestartMax}}
+		g.slots = append(g.slots, sl)
+		if i < len(inherited) {
+			sl.members, inherited[i].members = inherited[i].members, nil
+			inherited[i].startAt = time.Time{}
+			continue
+		}
+		if err := s.join(sl); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dead tells whether no process of the generation lives: all its slots wait to
+// be started again.
+func (g *generation) dead() bool {
+	for _, sl := range g.slots {
+		if sl.worker != nil || sl.members == nil {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *Supervisor) join(sl *slot) error {
+	for _, sock := range s.sockets {
+		if err := refuseForeign(sock); err != nil {
+			return err
+		}
+		m, err := sock.Join(sl.gen.key)
+		if err != nil {
+			return err
+		}
+		sl.members = append(sl.members, m)
+	}
+	return nil
+}
+
+// refuseForeign finds listeners that another program of the same user has put
+// into the group: they would shift the indices that the program names.
+func refuseForeign(sock *fdpass.Socket) error {
+	if how, _ := sock.How(); how != fdpass.Steered {
+		return nil
+	}
+	listeners, err := observe.Listeners(uint16(sock.Port()))
+	if err != nil {
+		return nil // cannot be seen here; steering itself works
+	}
+	ours := map[uint64]bool{}
+	for _, m := range sock.Members() {
+		ours[m.Inode()] = true
+	}
+	for _, l := range listeners {
+		if !ours[l.Inode] && sameAddress(l, sock, listeners) {
+			return fmt.Errorf("cannot upgrade on %s: %w%s", sock.Bound(), fdpass.ErrLost, holders(l.Inode))
+		}
+	}
+	return nil
+}
+
+// sameAddress compares with one of our own members, as the kernel shows it.
+func sameAddress(l observe.Listener, sock *fdpass.Socket, all []observe.Listener) bool {
+	for _, own := range all {
+		for _, m := range sock.Members() {
+			if own.Inode == m.Inode() && own.Local == l.Local && own.V6Only == l.V6Only {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func holders(inode uint64) string {
+	for _, pid := range observe.Holders(inode) {
+		if p, err := observe.ReadProc(pid); err == nil {
+			return fmt.Sprintf(": %s, pid %d", p.Comm, pid)
+		}
+	}
+	return ""
+}
+
+// steer sends new connections to the generation's members from now on.
+func (s *Supervisor) steer(g *generation) error {
+	for i, sock := range s.sockets {
+		if err := sock.Steer(g.membersOf(i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// membersOf lists the members of the i-th socket that new connections may
+// reach. A slot without a worker keeps its place unless others are there to
+// take over: a queue that nobody serves is better than none.
+func (g *generation) membersOf(i int) []*fdpass.Member {
+	var all, staffed []*fdpass.Member
+	for _, sl := range g.slots {
+		if sl.leaving || len(sl.members) <= i {
+			continue
+		}
+		all = appendNew(all, sl.members[i])
+		if sl.worker != nil && sl.worker.state == serving {
+			staffed = appendNew(staffed, sl.members[i])
+		}
+	}
+	if len(staffed) > 0 {
+		return staffed
+	}
+	return all
+}
+
+func appendNew(list []*fdpass.Member, m *fdpass.Member) []*fdpass.Member {
+	for _, x := range list {
+		if x == m {
+			return list
+		}
+	}
+	return append(list, m)
+}
+
+// workerReady is one worker of the serving generation, or of the next.
+func (s *Supervisor) workerReady(w *worker) {
+	g := w.slot.gen
+	for _, m := range w.slot.members {
+		if err := m.Socket().Relisten(m); err != nil {
+			s.log.Warn().Err(err).Msg("cannot restore the length of the queue")
+		}
+	}
+	switch {
+	case g == s.serving:
+		s.resteer()
+	case g == s.next && g.allServing():
+		s.happenReady(g)
+	}
+}
+
+// happenReady commits to the new generation, in the one place where that is
+// done: until new connections go to it, everything can still be taken back.
+func (s *Supervisor) happenReady(g *generation) {
+	err := s.confirm(g)
+	if err == nil {
+		s.happen(evReady)
+		return
+	}
+	s.fail(g, err, 1)
+}
+
+func (s *Supervisor) confirm(g *generation) error {
+	for _, sock := range s.sockets {
+		if err := refuseForeign(sock); err != nil {
+			return err
+		}
+	}
+	if err := s.steer(g); err != nil {
+		if s.serving != nil {
+			return errors.Join(err, s.steer(s.serving))
+		}
+		return err
+	}
+	return nil
+}
+
+func (g *generation) allServing() bool {
+	for _, sl := range g.slots {
+		if sl.worker == nil || sl.worker.state != serving {
+			return false
+		}
+	}
+	return true
+}
+
+// promote makes the next generation the serving one.
+func (s *Supervisor) promote(from phase) {
+	g, old := s.next, s.serving
+	s.next, s.serving = nil, g
+	s.exit = Exit{}
+	if old == nil {
+		s.tell(from, "", "serving")
+		s.writePIDFile()
+		return
+	}
+	s.tell(from, "", "upgraded")
+	s.retire(old)
+}
+
+// retire lets a generation drain that gets nothing new any more.
+func (s *Supervisor) retire(g *generation) {
+	g.retired = true
+	s.old = append(s.old, g)
+	s.watchPaths()
+	for _, sl := range g.slots {
+		s.retireSlot(sl)
+	}
+	s.limitDraining()
+}
+
+// retireSlot drains one worker. A slot without one is started once more if
+// connections wait in its queue: closing it would reset them.
+func (s *Supervisor) retireSlot(sl *slot) {
+	sl.startAt = time.Time{}
+	switch {
+	case sl.worker != nil:
+		sl.worker.happen(wRetire, "")
+	case !sl.waits:
+		s.emptyQueue(sl)
+	}
+}
+
+// emptyQueue starts a dead worker's program on its members once more, to serve
+// what waits there, or gives them back.
+func (s *Supervisor) emptyQueue(sl *slot) {
+	waiting := s.queued(sl)
+	if waiting == 0 {
+		s.release(sl)
+		return
+	}
+	if sl.emptied {
+		s.log.Error().Int("generation", sl.gen.number).Int("connections", waiting).Msg("lost: they waited for a worker that died again")
+		s.release(sl)
+		return
+	}
+	sl.emptied = true
+	s.log.Warn().Int("generation", sl.gen.number).Int("connections", waiting).Msg("started once more, to serve what waits for it")
+	s.startWorker(sl)
+	if sl.worker != nil {
+		sl.worker.happen(wRetire, "")
+	}
+}
+
+// queued counts the connections that wait in a slot's own sockets.
+func (s *Supervisor) queued(sl *slot) int {
+	n := 0
+	for _, m := range sl.members {
+		if !s.ownQueue(m) {
+			continue
+		}
+		if waiting, err := observe.AcceptQueue(m.Descriptor()); err == nil {
+			n += waiting
+		}
+	}
+	return n
+}
+
+// ownQueue tells whether what waits in m waits for this generation alone.
+func (s *Supervisor) ownQueue(m *fdpass.Member) bool {
+	sock := m.Socket()
+	if !sock.IsStream() {
+		return false
+	}
+	how, _ := sock.How()
+	return how != fdpass.Shared || s.phase == phaseStopping && !sock.Inherited()
+}
+
+// release gives a slot's members back; nothing of it is left.
+func (s *Supervisor) release(sl *slot) {
+	for _, m := range sl.members {
+		m.Socket().Leave(m)
+	}
+	sl.members = nil
+}
+
+// limitDraining ends the oldest generations early where too many drain.
+func (s *Supervisor) limitDraining() {
+	for _, g := range s.old[:max(len(s.old)-s.cfg.MaxDraining, 0)] {
+		if g.hurried {
+			continue
+		}
+		g.hurried = true
+		for _, sl := range g.slots {
+			if sl.worker != nil {
+				sl.worker.happen(wEnd, fmt.Sprintf("more than %d generations drain", s.cfg.MaxDraining))
+			}
+		}
+	}
+}
+
+// fail ends a start that came to nothing: the generation that served goes on
+// as if nothing had been asked.
+func (s *Supervisor) fail(g *generation, cause error, code int) {
+	if g != s.next {
+		return
+	}
+	if s.serving == nil {
+		s.exit = Exit{Code: code, Err: cause}
+	}
+	s.happenBecause(evFailed, cause.Error())
+}
+
+// dropNext ends what was started for an upgrade that failed.
+func (s *Supervisor) dropNext() {
+	g := s.next
+	if g == nil {
+		return
+	}
+	s.next = nil
+	g.retired = true
+	s.giveBack(g)
+	s.old = append(s.old, g)
+	for _, sl := range g.slots {
+		sl.startAt = time.Time{}
+		if sl.worker != nil {
+			sl.worker.happen(wEnd, "the start has failed")
+		} else {
+			s.release(sl)
+		}
+	}
+}
+
+// giveBack returns the members that a generation took over from a dead one.
+// They go to the old slots, which are due to be started again as soon as the
+// failed worker has let go of them.
+func (s *Supervisor) giveBack(g *generation) {
+	if s.serving == nil || s.serving.key != g.key {
+		return
+	}
+	for i, sl := range s.serving.slots {
+		if i >= len(g.slots) || sl.members != nil {
+			continue
+		}
+		sl.members = g.slots[i].members
+		g.slots[i].members = nil
+		if w := g.slots[i].worker; w != nil {
+			w.heir, sl.waits = sl, true
+			continue
+		}
+		sl.startAt = time.Now().Add(sl.backoff.next(0))
+	}
+}
+
+// resteer follows a change inside the serving generation: a worker that died,
+// came back, was added or leaves.
+func (s *Supervisor) resteer() {
+	if s.serving == nil {
+		return
+	}
+	if err := s.steer(s.serving); err != nil {
+		s.log.Error().Err(err).Msg("cannot steer")
+	}
+}
+
+// scale adds a worker to each generation or takes one away.
+func (s *Supervisor) scale(by int) {
+	if s.phase == phaseStopping || s.phase == phaseEnding || s.wanted+by < 1 {
+		s.log.Warn().Int("workers", s.wanted).Msg("cannot have fewer workers than one; SIGTERM stops")
+		return
+	}
+	s.wanted += by
+	s.log.Info().Int("workers", s.wanted).Msg("scaled")
+	if g := s.serving; g != nil && by > 0 {
+		s.addWorker(g)
+	} else if g != nil {
+		s.removeWorker(g)
+	}
+}
+
+func (s *Supervisor) addWorker(g *generation) {
+	sl := &slot{gen: g, backoff: backoff{min: s.cfg.RestartMin, max: s.cfg.RestartMax}}
+	if err := s.join(sl); err != nil {
+		s.log.Error().Err(err).Msg("cannot add a worker")
+		s.release(sl)
+		s.wanted--
+		return
+	}
+	g.slots = append(g.slots, sl)
+	s.startWorker(sl)
+}
+
+// removeWorker lets the last worker drain: first it gets nothing new.
+func (s *Supervisor) removeWorker(g *generation) {
+	for i := len(g.slots) - 1; i > 0; i-- {
+		if sl := g.slots[i]; !sl.leaving {
+			sl.leaving = true
+			s.resteer()
+			s.retireSlot(sl)
+			return
+		}
+	}
+}
+
+// forgetGone drops slots and generations of which nothing is left.
+func (s *Supervisor) forgetGone() {
+	var left []*generation
+	for _, g := range s.old {
+		g.dropEmpty(false)
+		if len(g.slots) > 0 {
+			left = append(left, g)
+			continue
+		}
+		s.log.Info().Int("generation", g.number).Msg("generation gone")
+	}
+	s.old = left
+	if s.serving != nil {
+		s.serving.dropEmpty(true)
+	}
+	if len(s.old) == 0 {
+		s.pathWatch.close()
+		s.pathWatch = nil
+	}
+}
+
+// dropEmpty keeps slots that have a process or wait for one; a serving
+// generation drops only those that were taken away.
+func (g *generation) dropEmpty(servingOn bool) {
+	var left []*slot
+	for _, sl := range g.slots {
+		if sl.worker != nil || sl.members != nil || servingOn && !sl.leaving {
+			left = append(left, sl)
+		}
+	}
+	g.slots = left
+}
+
+// stopAll drains everything: what is queued is served, later clients are
+// refused.
+func (s *Supervisor) stopAll() {
+	s.dropNext()
+	for _, sock := range s.sockets {
+		if err := sock.Refuse(); err != nil {
+			s.log.Warn().Err(err).Msg("cannot turn new clients away before the end")
+		}
+	}
+	g := s.serving
+	if g == nil {
+		return
+	}
+	s.serving = nil
+	g.retired = true
+	s.old = append(s.old, g)
+	for _, sl := range g.slots {
+		s.retireSlot(sl)
+	}
+}
+
+func (s *Supervisor) killAll() {
+	s.dropNext()
+	if g := s.serving; g != nil {
+		s.serving = nil
+		g.retired = true
+		s.old = append(s.old, g)
+	}
+	for _, sl := range s.slots() {
+		sl.startAt = time.Time{}
+		if sl.worker != nil {
+			sl.worker.happen(wKill, "asked to end at once")
+		} else {
+			s.release(sl)
+		}
+	}
+}

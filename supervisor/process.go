@@ -1,0 +1,463 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/moult/moult/fdpass"
+)
+
+// A worker is one process from fork until nothing of its tree is left.
+type worker struct {
+	master *Supervisor
+	slot   *slot
+	number int // its generation's, which outlives the slot's link to it
+	pid    int
+	mark   string // in its environment: tells its orphans from others
+
+	state    workerState
+	before   workerState // what it was doing when its main process ended
+	since    time.Time   // of the state
+	forked   time.Time
+	deadline time.Time // of the state; zero: none
+	poll     time.Time // next look at something that makes no event; zero: none
+	pace     time.Duration
+
+	execDone bool // the shim has become the program, or has said why not
+	execErr  error
+	reaped   bool
+	status   syscall.WaitStatus
+
+	ready   readiness
+	drain   drain
+	asked   bool // its end was asked for: by retirement, failure or stop
+	signals []syscall.Signal
+	left    []int // of its tree, after its main process has ended
+	heir    *slot // gets the members back when it is gone
+	reason  string
+}
+
+// startWorker forks one worker for a slot. A failure is an event like any
+// other; it never stops the master.
+func (s *Supervisor) startWorker(sl *slot) {
+	w := &worker{master: s, slot: sl, number: sl.gen.number, forked: time.Now(), since: time.Now(), mark: newMark()}
+	sl.worker = w
+	program, err := s.program(w)
+	if err == nil {
+		err = w.fork(program)
+	}
+	if err != nil {
+		w.execDone, w.execErr, w.reaped = true, err, true
+		w.afterExit()
+		return
+	}
+	w.deadline = w.forked.Add(s.cfg.ReadyTimeout)
+	w.pollSoon(w.forked)
+	s.report(Transition{Generation: w.number, PID: w.pid, To: starting.String()}, "worker starting")
+}
+
+func (w *worker) fork(p fdpass.Program) error {
+	process, err := w.master.host.start(p)
+	if err != nil {
+		w.ready.close()
+		return err
+	}
+	w.pid = process.PID()
+	go func() {
+		err := process.Result()
+		w.master.send(func() { w.execResult(err) })
+	}()
+	return nil
+}
+
+// program is what the worker runs, looked up anew at every start: a deploy may
+// have moved a link, a file of variables may have changed.
+func (s *Supervisor) program(w *worker) (fdpass.Program, error) {
+	hand := fdpass.Handoff{Protocols: s.cfg.Protocols, Generation: w.number}
+	for i, sock := range s.sockets {
+		hand.Sockets = append(hand.Sockets, sock.Passed(firstDescriptor+i))
+	}
+	p := fdpass.Program{
+		Members: w.slot.members, ListenPID: hand.NeedsListenPID(), Umask: s.cfg.Umask,
+		Dir: s.cfg.Dir, KeepHUP: true,
+	}
+	if p.Dir == "" {
+		p.Dir, p.DirMayFail = s.home, true
+	}
+	var err error
+	if p.Credential, err = fdpass.LookupCredential(s.cfg.User, s.cfg.Group); err != nil {
+		return p, err
+	}
+	if p.Env, err = s.environment(w, hand); err != nil {
+		return p, err
+	}
+	for _, arg := range s.cfg.Command {
+		expanded, err := hand.Expand(arg)
+		if err != nil {
+			return p, err
+		}
+		p.Command = append(p.Command, expanded)
+	}
+	return p, nil
+}
+
+// firstDescriptor is the number of the first socket in the worker
+// (SD_LISTEN_FDS_START); ExtraFiles begin there as well.
+const firstDescriptor = 3
+
+// environment is the master's own, without what it inherited for itself, with
+// what the user adds, and last what the hand-over needs.
+func (s *Supervisor) environment(w *worker, hand fdpass.Handoff) ([]string, error) {
+	env := append([]string{}, s.base...)
+	for _, path := range s.cfg.EnvFiles {
+		more, err := readEnvFile(path)
+		if err != nil {
+			return nil, err
+		}
+		env = append(env, more...)
+	}
+	for _, kv := range s.cfg.Env {
+		expanded, err := hand.Expand(kv)
+		if err != nil {
+			return nil, err
+		}
+		env = append(env, expanded)
+	}
+	notify, err := w.ready.open(w)
+	if err != nil {
+		return nil, err
+	}
+	env = append(env, notify...)
+	env = append(env, hand.Environ()...)
+	return append(env,
+		"MOULT_GENERATION="+strconv.Itoa(w.number),
+		"MOULT_NAME="+s.cfg.Name,
+		markVariable+"="+w.mark), nil
+}
+
+// execResult hears from the shim.
+func (w *worker) execResult(err error) {
+	w.execDone, w.execErr = true, err
+	if w.reaped {
+		w.afterExit()
+		return
+	}
+	w.pollSoon(time.Now())
+}
+
+// ended is called when the main process has been reaped. What it means is
+// decided when the shim's word is in, too: both are on their way at once.
+func (w *worker) ended(status syscall.WaitStatus) {
+	w.reaped, w.status = true, status
+	if w.execDone {
+		w.afterExit()
+	}
+}
+
+func (w *worker) afterExit() { w.happen(wExited, "") }
+
+// happen runs one event through the worker's table.
+func (w *worker) happen(e workerEvent, reason string) {
+	to, do := nextWorker(w.state, e)
+	if to == w.state && do == wNothing {
+		return
+	}
+	if reason != "" {
+		w.reason = reason
+	}
+	if e == wRetire || e == wEnd || e == wKill {
+		w.asked = true
+	}
+	from := w.state
+	if e == wExited {
+		w.before = from
+	}
+	if w.reaped && to != gone && to != clearing {
+		return // a word that comes after the end
+	}
+	if to != from {
+		w.enter(to)
+		if to != gone && (to != clearing || len(w.left) > 0) {
+			w.tell(from, to)
+		}
+	}
+	w.perform(do, from)
+}
+
+// enter changes the state; its deadline and polls are the new state's business.
+func (w *worker) enter(to workerState) {
+	w.state = to
+	w.deadline, w.poll, w.pace = time.Time{}, time.Time{}, 0
+}
+
+// tell writes the one line of a change of the worker's state.
+func (w *worker) tell(from, to workerState) {
+	now := time.Now()
+	w.master.report(Transition{
+		Generation: w.number, PID: w.pid, From: from.String(), To: to.String(), Reason: w.reason, Took: now.Sub(w.since),
+		Trouble: to == terminating || to == killing || to == gone && !w.asked,
+	}, "worker "+to.String())
+	w.since, w.reason = now, ""
+}
+
+func (w *worker) perform(do workerAction, from workerState) {
+	cfg := &w.master.cfg
+	switch do {
+	case wServe:
+		w.master.workerReady(w)
+	case wSettle:
+		w.beginSettling()
+	case wQuiesce:
+		w.beginQuiescing()
+	case wDrain:
+		w.beginDraining(w.drain.left(cfg.DrainTimeout))
+	case wDrainFast:
+		w.beginDraining(cfg.KillGrace)
+	case wTerminate:
+		w.noteTimeout(from)
+		if from != draining || cfg.DrainSignal != syscall.SIGTERM {
+			w.signal(syscall.SIGTERM)
+		}
+		w.deadline = time.Now().Add(cfg.KillGrace)
+		if from == starting {
+			w.master.fail(w.slot.gen, w.startFailure(), w.exitCode())
+		}
+	case wKillAll:
+		w.signalTree(syscall.SIGKILL)
+		w.deadline = time.Now().Add(cfg.KillGrace)
+	case wClear:
+		w.beginClearing(from)
+	case wKillRest:
+		w.signalLeft(syscall.SIGKILL)
+		w.deadline = time.Now().Add(cfg.KillGrace)
+		w.checkCleared()
+	case wForget:
+		w.forget()
+	}
+}
+
+// signal reaches the main process: a server that has children tells them
+// itself. Until it is reaped, by us alone, the pid means it and nobody else.
+func (w *worker) signal(sig syscall.Signal) {
+	if w.reaped || w.pid == 0 {
+		return
+	}
+	w.signals = append(w.signals, sig)
+	_ = w.master.host.kill(w.pid, sig)
+}
+
+// signalTree reaches the process group as well.
+func (w *worker) signalTree(sig syscall.Signal) {
+	if w.reaped || w.pid == 0 {
+		return
+	}
+	w.signal(sig)
+	_ = w.master.host.killGroup(w.pid, sig)
+}
+
+// endGroup is called while the main process is still a zombie: the number of
+// its group is its own.
+func (w *worker) endGroup() { w.left = w.master.host.leftovers(w) }
+
+// beginClearing ends what the main process has left behind, before anybody
+// else gets its sockets. Workers that were draining leave their children the
+// time that they had left themselves: a shell in front of a server dies first.
+func (w *worker) beginClearing(from workerState) {
+	if len(w.left) == 0 {
+		w.happen(wCleared, "")
+		return
+	}
+	grace := w.master.cfg.KillGrace
+	if from == draining {
+		grace = max(grace, w.drain.left(w.master.cfg.DrainTimeout))
+	}
+	if from == killing {
+		w.signalLeft(syscall.SIGKILL)
+	} else {
+		w.signalLeft(syscall.SIGTERM)
+	}
+	w.deadline = time.Now().Add(grace)
+	w.pollSoon(time.Now())
+}
+
+func (w *worker) signalLeft(sig syscall.Signal) {
+	for _, pid := range w.left {
+		_ = w.master.host.kill(pid, sig)
+	}
+}
+
+// checkCleared looks again at what is left of the tree.
+func (w *worker) checkCleared() {
+	if w.state != clearing {
+		return
+	}
+	if w.left = w.master.host.leftovers(w); len(w.left) == 0 {
+		w.happen(wCleared, "")
+	}
+}
+
+// forget draws the consequences of a worker that is gone: of the serving
+// generation a crash, of the next one a failed start, else the end that was
+// asked for.
+func (w *worker) forget() {
+	s, sl := w.master, w.slot
+	w.ready.close()
+	sl.worker = nil
+	w.reason = w.endedHow()
+	w.tell(w.before, gone)
+	w.learn()
+	if w.heir != nil {
+		s.inherit(w.heir)
+	}
+	switch g := sl.gen; {
+	case g == s.next:
+		s.fail(g, w.startFailure(), w.exitCode())
+	case g.retired || sl.leaving:
+		s.afterDrain(w)
+	default:
+		s.crashed(w)
+	}
+}
+
+// inherit lets a slot go on with members that a failed start has let go of.
+func (s *Supervisor) inherit(heir *slot) {
+	heir.waits = false
+	if heir.gen.retired {
+		s.emptyQueue(heir)
+		return
+	}
+	heir.startAt = time.Now()
+}
+
+// learn remembers of a program what its worker has shown: that the drain
+// signal ends it on the spot, so that the next one's idle connections are
+// better ended before.
+func (w *worker) learn() {
+	sig := w.master.cfg.DrainSignal
+	if len(w.signals) == 0 || w.signals[0] != sig {
+		return
+	}
+	w.master.diesAt = exitStatus(w.status) == 128+int(sig)
+}
+
+// endedHow says how the process ended, in words.
+func (w *worker) endedHow() string {
+	switch {
+	case w.execErr != nil:
+		return w.execErr.Error()
+	case w.status.Signaled():
+		how := "killed by signal " + strconv.Itoa(int(w.status.Signal())) + " (" + w.status.Signal().String() + ")"
+		if w.status.CoreDump() {
+			how += ", core dumped"
+		}
+		return how
+	}
+	return "exit status " + strconv.Itoa(w.status.ExitStatus())
+}
+
+// exitCode is what `run` exits with if this worker's end is its end.
+func (w *worker) exitCode() int {
+	var start *fdpass.StartError
+	switch {
+	case errors.As(w.execErr, &start):
+		return start.ExitCode()
+	case w.execErr != nil || w.ready.failed != "":
+		return 1
+	}
+	return max(exitStatus(w.status), 1)
+}
+
+// startFailure says why a worker did not become ready.
+func (w *worker) startFailure() error {
+	switch {
+	case w.execErr != nil:
+		return w.execErr
+	case w.ready.failed != "":
+		return errors.New(w.ready.failed)
+	}
+	err := fmt.Errorf("the worker (pid %d) ended before it was ready: %s", w.pid, w.endedHow())
+	if w.ready.status != "" {
+		err = fmt.Errorf("%w; it last said %q", err, w.ready.status)
+	}
+	return err
+}
+
+// afterDrain gives the members of a worker back that has left as it was asked
+// to; connections that it left in the queue are served first.
+func (s *Supervisor) afterDrain(w *worker) {
+	if w.wasCut() || s.phase == phaseEnding {
+		if n := s.queued(w.slot); n > 0 {
+			s.log.Error().Int("generation", w.number).Int("connections", n).Msg("lost: they waited in the queue of a worker that was ended")
+		}
+		s.release(w.slot)
+		return
+	}
+	s.emptyQueue(w.slot)
+}
+
+// wasCut tells that the worker had its time and did not use it, or that its
+// start failed: starting it once more would lead nowhere.
+func (w *worker) wasCut() bool {
+	for _, sig := range w.signals {
+		if sig == syscall.SIGKILL {
+			return true
+		}
+	}
+	return w.ready.failed != "" || w.execErr != nil
+}
+
+// crashed replaces a worker that has left unasked, at once and then with
+// growing delay, or gives up.
+func (s *Supervisor) crashed(w *worker) {
+	sl := w.slot
+	s.resteer()
+	failed := w.execErr != nil || exitStatus(w.status) != 0 || w.ready.failed != ""
+	tooMany := failed && s.failures.add(time.Now())
+	if tooMany || s.cfg.Restart == RestartNever || s.cfg.Restart == RestartOnFailure && !failed {
+		s.giveUp(w, tooMany)
+		return
+	}
+	lived := time.Duration(0)
+	if !w.ready.at.IsZero() {
+		lived = time.Since(w.ready.at)
+	}
+	delay := sl.backoff.next(lived)
+	sl.startAt = time.Now().Add(delay)
+	if delay == 0 {
+		sl.startAt = time.Time{}
+		s.startWorker(sl)
+		return
+	}
+	s.log.Info().Int("generation", w.number).Str("delay", rounded(delay)).Msg("the worker is started again after a delay")
+}
+
+func (s *Supervisor) giveUp(w *worker, tooMany bool) {
+	why := fmt.Sprintf("--restart %s", s.cfg.Restart)
+	if tooMany {
+		why = fmt.Sprintf("--restart-limit %d/%s", s.cfg.RestartLimit, s.cfg.RestartWithin)
+	}
+	code := exitStatus(w.status)
+	if w.execErr != nil || w.ready.failed != "" {
+		code = w.exitCode()
+	}
+	w.slot.emptied = true // not even for what waits in its queue
+	s.exit = Exit{Code: code}
+	if code != 0 {
+		s.exit.Err = fmt.Errorf("the worker (pid %d) has left: %s; it is not replaced (%s)", w.pid, w.endedHow(), why)
+	}
+	s.happenBecause(evGaveUp, "the worker is not replaced: "+why)
+}
+
+// ownMembers lists the inodes of sockets that no other generation holds.
+func (w *worker) ownMembers() []uint64 {
+	var inodes []uint64
+	for _, m := range w.slot.members {
+		if how, _ := m.Socket().How(); how != fdpass.Shared {
+			inodes = append(inodes, m.Inode())
+		}
+	}
+	return inodes
+}

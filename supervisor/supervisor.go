@@ -1,0 +1,406 @@
+// Package supervisor is the master: it holds the sockets, runs the workers,
+// and moves connections from one generation to the next.
+//
+// One goroutine (Run) owns all state. Everything else, signals, deadlines,
+// children that end, words from workers, reaches it as an event; state.go has
+// the tables of what follows from each.
+package supervisor
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/moult/moult/fdpass"
+)
+
+// Supervisor is one master. New makes it, Run runs it once.
+type Supervisor struct {
+	cfg  Config
+	log  zerolog.Logger
+	host host
+	pid  int
+	home string // the directory the master was started in, as its starter calls it
+	base []string
+
+	sockets []*fdpass.Socket
+	signals *Signals
+	events  chan func()
+	done    chan struct{} // closed when Run returns: nobody reads events any more
+	timer   *time.Timer
+
+	phase   phase
+	since   time.Time // of the phase
+	serving *generation
+	next    *generation // on its way
+	old     []*generation
+	wanted  int // workers per generation
+	keys    int // numbers generations for Join, failed ones included
+
+	attempt   time.Time // when the upgrade under way was asked for
+	notifies  bool      // some generation has sent READY=1
+	failures  failures
+	diesAt    bool // an earlier worker died of the drain signal: it does not drain by itself
+	exit      Exit
+	pathWatch *pathWatch
+	pidFile   bool
+}
+
+// New opens the sockets. It returns an *Exit whose code says what `run` ends
+// with. signals is what Notify returned.
+func New(cfg Config, signals *Signals) (*Supervisor, error) {
+	s := &Supervisor{
+		cfg: cfg, log: cfg.Log, host: realHost(), signals: signals,
+		pid: os.Getpid(), home: logicalDirectory(), base: fdpass.CleanEnviron(os.Environ()),
+		events: make(chan func(), 64), done: make(chan struct{}),
+		wanted:   cfg.Workers,
+		failures: failures{limit: cfg.RestartLimit, within: cfg.RestartWithin},
+	}
+	for _, a := range cfg.Addresses {
+		socket, err := openSocket(a, &s.cfg)
+		if err != nil {
+			s.closeSockets()
+			return nil, &Exit{Code: 1, Err: err}
+		}
+		s.sockets = append(s.sockets, socket)
+	}
+	return s, nil
+}
+
+// Close gives the sockets back of a master that is not run.
+func (s *Supervisor) Close() { s.closeSockets() }
+
+// Sockets lists what the master holds, in the order of the configuration.
+func (s *Supervisor) Sockets() []*fdpass.Socket { return s.sockets }
+
+// Upgrade asks for what SIGHUP asks for. It may be called from any goroutine.
+func (s *Supervisor) Upgrade() { s.send(func() { s.happenBecause(evUpgrade, "asked") }) }
+
+// Stop asks for what SIGTERM asks for. It may be called from any goroutine.
+func (s *Supervisor) Stop() { s.send(func() { s.happenBecause(evStop, "asked") }) }
+
+// Run starts the first generation and returns when no process is left. The
+// error is an *Exit; nil is a stop that was asked for. Cancelling ctx is a
+// Stop.
+func (s *Supervisor) Run(ctx context.Context) error {
+	defer close(s.done)
+	defer s.closeSockets()
+	if err := becomeSubreaper(); err != nil {
+		s.log.Warn().Err(err).Msg("cannot become the parent of orphans; a worker that daemonizes will be lost sight of")
+	}
+	s.timer = time.NewTimer(time.Hour)
+	defer s.timer.Stop()
+	s.since = time.Now()
+	s.attempt = s.since
+	s.logSockets()
+	s.startGeneration()
+	s.loop(ctx)
+	s.removePIDFile()
+	if s.exit.Code == 0 && s.exit.Err == nil {
+		return nil
+	}
+	return &s.exit
+}
+
+func (s *Supervisor) loop(ctx context.Context) {
+	stop := ctx.Done()
+	for s.phase != phaseEnded {
+		s.timer.Reset(s.untilNext())
+		select {
+		case f := <-s.events:
+			f()
+		case <-s.signals.child:
+			s.collect()
+		case <-s.signals.hangup:
+			s.happenBecause(evUpgrade, "SIGHUP")
+		case sig := <-s.signals.stop:
+			s.stopBySignal(sig)
+		case sig := <-s.signals.other:
+			s.otherSignal(sig)
+		case <-s.timer.C:
+			s.look(time.Now())
+		case <-stop:
+			stop = nil
+			s.happen(evStop)
+		}
+		s.settle()
+	}
+}
+
+// send hands f to the goroutine that owns the state. After the end it is
+// dropped.
+func (s *Supervisor) send(f func()) {
+	select {
+	case s.events <- f:
+	case <-s.done:
+	}
+}
+
+// settle draws the conclusions that no single event brings: that nothing is
+// left, or that a generation is gone.
+func (s *Supervisor) settle() {
+	s.forgetGone()
+	if s.serving == nil && s.next == nil && len(s.old) == 0 {
+		s.happen(evEmpty)
+	}
+}
+
+// untilNext is how long nothing has to be looked at: for ever, where nothing
+// starts, drains or waits to be started again.
+func (s *Supervisor) untilNext() time.Duration {
+	const forEver = 1<<63 - 1
+	var first time.Time
+	for _, w := range s.workers() {
+		first = earlier(first, w.wakeAt())
+	}
+	for _, sl := range s.slots() {
+		first = earlier(first, sl.startAt)
+	}
+	if first.IsZero() {
+		return forEver
+	}
+	return max(time.Until(first), 0)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// look does what is due.
+func (s *Supervisor) look(now time.Time) {
+	s.mendPaths()
+	for _, sock := range s.sockets {
+		if err := sock.Verify(); err != nil {
+			s.log.Error().Err(err).Msg("cannot follow the group of sockets")
+		}
+	}
+	for _, w := range s.workers() {
+		w.look(now)
+	}
+	for _, sl := range s.slots() {
+		if !sl.startAt.IsZero() && !now.Before(sl.startAt) {
+			sl.startAt = time.Time{}
+			s.startWorker(sl)
+		}
+	}
+}
+
+// happen runs one event through the master's table.
+func (s *Supervisor) happen(e event) { s.happenBecause(e, "") }
+
+func (s *Supervisor) happenBecause(e event, reason string) {
+	to, do := next(s.phase, e)
+	from := s.phase
+	s.phase = to
+	s.perform(do, from, reason)
+}
+
+func (s *Supervisor) perform(do action, from phase, reason string) {
+	switch do {
+	case doRemember:
+		s.log.Info().Int("generation", s.number()).Str("reason", reason).Msg("one more upgrade follows when this start is over")
+	case doStart:
+		s.tell(from, reason, "upgrading")
+		s.startUpgrade()
+	case doPromote, doPromoteNew:
+		s.promote(from)
+	case doFail, doFailNew:
+		s.complain(from, reason, fmt.Sprintf("upgrade failed; generation %d keeps serving", s.number()))
+		s.dropNext()
+	case doFailEnd:
+		s.complain(from, reason, "cannot start")
+		s.dropNext()
+	case doStop:
+		s.tell(from, reason, "stopping")
+		s.stopAll()
+	case doGiveUp:
+		s.complain(from, reason, "giving up")
+		s.dropNext()
+		s.stopAll()
+	case doKill:
+		s.tell(from, reason, "ending at once")
+		s.killAll()
+	case doExit:
+		s.tell(from, "", "ended")
+	}
+	if do == doPromoteNew || do == doFailNew {
+		s.startUpgrade()
+	}
+}
+
+func (s *Supervisor) startUpgrade() {
+	s.attempt = time.Now()
+	s.startGeneration()
+}
+
+// tell writes the one line of a change of the master's own state.
+func (s *Supervisor) tell(from phase, reason, message string) { s.tellOf(from, reason, message, false) }
+
+func (s *Supervisor) complain(from phase, reason, message string) {
+	s.tellOf(from, reason, message, true)
+}
+
+func (s *Supervisor) tellOf(from phase, reason, message string, trouble bool) {
+	now := time.Now()
+	s.report(Transition{Generation: s.number(), From: from.String(), To: s.phase.String(), Reason: reason, Took: now.Sub(s.since), Trouble: trouble}, message)
+	s.since = now
+}
+
+// number is the generation that serves; before the first does, the first.
+func (s *Supervisor) number() int {
+	switch {
+	case s.serving != nil:
+		return s.serving.number
+	case s.next != nil:
+		return s.next.number
+	}
+	return 0
+}
+
+// report writes the one line of a transition, and tells who asked to hear.
+func (s *Supervisor) report(t Transition, message string) {
+	line := s.log.WithLevel(t.level()).Int("generation", t.Generation)
+	if t.PID != 0 {
+		line = line.Int("pid", t.PID)
+	}
+	if t.From != "" {
+		line = line.Str("from", t.From)
+	}
+	line = line.Str("to", t.To)
+	if t.Reason != "" {
+		line = line.Str("reason", t.Reason)
+	}
+	if t.Took > 0 {
+		line = line.Str("took", rounded(t.Took))
+	}
+	line.Msg(message)
+	if s.cfg.OnTransition != nil {
+		s.cfg.OnTransition(t)
+	}
+}
+
+// rounded is a duration with three digits, as a person reads it.
+func rounded(d time.Duration) string {
+	unit := time.Duration(1)
+	for unit*1000 <= d {
+		unit *= 10
+	}
+	return d.Round(unit).String()
+}
+
+func (s *Supervisor) logSockets() {
+	for _, sock := range s.sockets {
+		how, why := sock.How()
+		line := s.log.Info().Str("socket", sock.Name()).Str("network", sock.Network()).Str("address", sock.Bound()).Str("handover", string(how))
+		if why != "" {
+			line = line.Str("reason", why)
+		}
+		line.Msg("listening")
+	}
+}
+
+func (s *Supervisor) closeSockets() {
+	s.pathWatch.close()
+	for _, sock := range s.sockets {
+		sock.Close()
+	}
+}
+
+// workers lists all processes that the master knows of, oldest first.
+func (s *Supervisor) workers() []*worker {
+	var all []*worker
+	for _, sl := range s.slots() {
+		if sl.worker != nil {
+			all = append(all, sl.worker)
+		}
+	}
+	return all
+}
+
+func (s *Supervisor) slots() []*slot {
+	var all []*slot
+	for _, g := range s.generations() {
+		all = append(all, g.slots...)
+	}
+	return all
+}
+
+func (s *Supervisor) generations() []*generation {
+	all := append([]*generation{}, s.old...)
+	if s.serving != nil {
+		all = append(all, s.serving)
+	}
+	if s.next != nil {
+		all = append(all, s.next)
+	}
+	return all
+}
+
+// collect takes care of every child that has ended.
+func (s *Supervisor) collect() {
+	for {
+		pid, ok := s.host.nextEnded()
+		if !ok {
+			break
+		}
+		w := s.byPID(pid)
+		if w != nil {
+			w.endGroup()
+		}
+		status := s.host.reap(pid)
+		if w != nil {
+			w.ended(status)
+		}
+	}
+	for _, w := range s.workers() {
+		w.checkCleared()
+	}
+}
+
+func (s *Supervisor) byPID(pid int) *worker {
+	for _, w := range s.workers() {
+		if w.pid == pid && !w.reaped {
+			return w
+		}
+	}
+	return nil
+}
+
+func (s *Supervisor) isMain(pid int) bool { return s.byPID(pid) != nil }
+
+// writePIDFile tells scripts that the first generation is ready.
+func (s *Supervisor) writePIDFile() {
+	if s.cfg.PIDFile == "" || s.pidFile {
+		return
+	}
+	if err := replaceFile(s.cfg.PIDFile, fmt.Appendf(nil, "%d\n", s.pid)); err != nil {
+		s.log.Error().Err(err).Msg("cannot write the pid file")
+		return
+	}
+	s.pidFile = true
+}
+
+func (s *Supervisor) removePIDFile() {
+	if s.pidFile {
+		_ = os.Remove(s.cfg.PIDFile)
+	}
+}
+
+// replaceFile never shows a half-written file.
+func replaceFile(path string, content []byte) error {
+	tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
+	if err := os.WriteFile(tmp, content, 0o644); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		_ = os.Remove(tmp)
+		return err
+	}
+	return nil
+}
