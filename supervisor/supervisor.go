@@ -47,6 +47,8 @@ type Supervisor struct {
 	exit      Exit
 	pathWatch *pathWatch
 	pidFile   bool
+	trimmed   bool
+	trimAt    time.Time // when memory is given back; zero: it was, or something goes on
 }
 
 // New opens the sockets. It returns an *Exit whose code says what `run` ends
@@ -127,6 +129,7 @@ func (s *Supervisor) loop(ctx context.Context) {
 			s.happen(evStop)
 		}
 		s.settle()
+		s.trimLater(time.Now())
 	}
 }
 
@@ -148,6 +151,36 @@ func (s *Supervisor) settle() {
 	}
 }
 
+// busy tells that something starts, drains or waits to be started again.
+func (s *Supervisor) busy() bool {
+	if s.phase != phaseServing || len(s.old) > 0 {
+		return true
+	}
+	for _, sl := range s.serving.slots {
+		if sl.worker == nil || sl.worker.state != serving {
+			return true
+		}
+	}
+	return false
+}
+
+// trimAfter is how long nothing has to go on before memory is given back.
+const trimAfter = time.Second
+
+// trimLater gives memory back once, a while after the last thing that went on.
+func (s *Supervisor) trimLater(now time.Time) {
+	switch busy := s.busy(); {
+	case busy:
+		s.trimAt, s.trimmed = time.Time{}, false
+	case s.trimmed:
+	case s.trimAt.IsZero():
+		s.trimAt = now.Add(trimAfter)
+	case !now.Before(s.trimAt):
+		s.trimAt, s.trimmed = time.Time{}, true
+		trim()
+	}
+}
+
 // untilNext is how long nothing has to be looked at: for ever, where nothing
 // starts, drains or waits to be started again.
 func (s *Supervisor) untilNext() time.Duration {
@@ -158,6 +191,9 @@ func (s *Supervisor) untilNext() time.Duration {
 	}
 	for _, sl := range s.slots() {
 		first = earlier(first, sl.startAt)
+	}
+	if first.IsZero() {
+		first = s.trimAt
 	}
 	if first.IsZero() {
 		return forEver

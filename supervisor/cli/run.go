@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"os"
+	"runtime/debug"
 
 	"github.com/urfave/cli/v2"
 
@@ -26,9 +28,20 @@ func run(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	cfg.OnTransition = tellSystemd()
 	master, err := supervisor.New(cfg, signals)
 	if err != nil {
 		return err
 	}
+	stayLean()
 	return master.Run(context.Background())
+}
+
+// stayLean trades processor time for memory: a master has next to nothing to
+// do, and stands beside the server that the machine is there for.
+func stayLean() {
+	const percent = 20
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(percent)
+	}
 }
