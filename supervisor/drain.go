@@ -11,6 +11,7 @@ import (
 type drain struct {
 	began   time.Time     // of settling
 	settled time.Duration // what settling took of --drain-timeout
+	until   time.Time     // the end of draining
 
 	barrier    bool // the switch has reached every CPU
 	handshakes map[observe.Peer]struct{}
@@ -144,8 +145,10 @@ func (w *worker) lookQuiet(now time.Time) {
 // beginDraining tells the worker to finish and leave.
 func (w *worker) beginDraining(limit time.Duration) {
 	w.drain.conns = nil
+	w.drained = true
 	w.signal(w.master.cfg.DrainSignal)
-	w.deadline = time.Now().Add(limit)
+	w.drain.until = time.Now().Add(limit)
+	w.deadline = w.drain.until
 	if n := w.master.queued(w.slot); n > 0 {
 		w.master.log.Warn().Int("generation", w.number).Int("pid", w.pid).Int("connections", n).Msg("told to leave although connections wait in its queue")
 	}

@@ -38,14 +38,14 @@ func readEnvFile(path string) ([]string, error) {
 	defer f.Close()
 	var env []string
 	scan := bufio.NewScanner(f)
-	for n := 1; scan.Scan(); n++ {
+	for n := 1; scan.Scan(); n++ { // lines are not quoted in errors: they hold secrets
 		line := strings.TrimSpace(scan.Text())
 		if line == "" || line[0] == '#' {
 			continue
 		}
 		key, value, ok := strings.Cut(line, "=")
 		if !ok || key == "" || strings.ContainsAny(key, " \t") {
-			return nil, fmt.Errorf("cannot read %s, line %d: want KEY=VALUE, have %q", path, n, line)
+			return nil, fmt.Errorf("cannot read %s, line %d: want KEY=VALUE", path, n)
 		}
 		env = append(env, key+"="+unquote(value))
 	}

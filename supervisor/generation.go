@@ -3,6 +3,7 @@ package supervisor
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/moult/moult/fdpass"
@@ -12,11 +13,13 @@ import (
 // A generation is one start of the program: Config.Workers slots with a worker
 // each.
 type generation struct {
-	number  int
-	key     int // names it to Socket.Join; unique where number is not (failed upgrades)
-	slots   []*slot
-	retired bool // others serve: its workers are not replaced
-	hurried bool // was told to end early
+	number   int
+	key      int // names it to Socket.Join; unique where number is not (failed upgrades)
+	slots    []*slot
+	retired  bool // others serve: its workers are not replaced
+	failed   bool // it never served: nothing is owed to what waits in its queues
+	notifies bool // a worker of it has sent READY=1
+	hurried  bool // was told to end early
 }
 
 // A slot is a worker's place in its generation: the members stay when the
@@ -64,7 +67,7 @@ func (s *Supervisor) startGeneration() {
 // served by a program that works.
 func (s *Supervisor) furnish(g *generation) error {
 	var inherited []*slot
-	if s.serving != nil && s.serving.dead() {
+	if s.serving != nil && s.serving.dead(time.Now()) {
 		g.key = s.serving.key
 		inherited = s.serving.slots
 	}
@@ -83,11 +86,17 @@ func (s *Supervisor) furnish(g *generation) error {
 	return nil
 }
 
-// dead tells whether no process of the generation lives: all its slots wait to
-// be started again.
-func (g *generation) dead() bool {
+// takeOverAfter is how far away the next try of a dead generation has to be
+// for a new one to take its place: a crash that is mended at once must not wait
+// for a start that may hang.
+const takeOverAfter = time.Second
+
+// dead tells whether no process of the generation lives, nor will soon: all its
+// slots wait to be started again, or were given up.
+func (g *generation) dead(now time.Time) bool {
 	for _, sl := range g.slots {
-		if sl.worker != nil || sl.members == nil {
+		soon := !sl.startAt.IsZero() && sl.startAt.Sub(now) < takeOverAfter
+		if sl.worker != nil || sl.members == nil || sl.waits || soon {
 			return false
 		}
 	}
@@ -194,6 +203,9 @@ func appendNew(list []*fdpass.Member, m *fdpass.Member) []*fdpass.Member {
 func (s *Supervisor) workerReady(w *worker) {
 	g := w.slot.gen
 	for _, m := range w.slot.members {
+		if err := m.Socket().Verify(); err != nil {
+			s.log.Warn().Err(err).Msg("cannot follow the group of sockets")
+		}
 		if err := m.Socket().Relisten(m); err != nil {
 			s.log.Warn().Err(err).Msg("cannot restore the length of the queue")
 		}
@@ -249,10 +261,21 @@ func (s *Supervisor) promote(from phase) {
 	if old == nil {
 		s.tell(from, "", "serving")
 		s.writePIDFile()
-		return
+	} else {
+		s.tell(from, "", "upgraded")
+		s.retire(old)
 	}
-	s.tell(from, "", "upgraded")
-	s.retire(old)
+	s.fitToSize(g)
+}
+
+// fitToSize adds or takes away the workers that were asked for while the
+// generation started.
+func (s *Supervisor) fitToSize(g *generation) {
+	for len(g.slots) < s.wanted && s.addWorker(g) {
+	}
+	for range len(g.slots) - s.wanted {
+		s.removeWorker(g)
+	}
 }
 
 // retire lets a generation drain that gets nothing new any more.
@@ -282,9 +305,12 @@ func (s *Supervisor) retireSlot(sl *slot) {
 // what waits there, or gives them back.
 func (s *Supervisor) emptyQueue(sl *slot) {
 	waiting := s.queued(sl)
-	if waiting == 0 {
+	if waiting == 0 || sl.gen.failed || sl.sharedWithLiving() {
 		s.release(sl)
 		return
+	}
+	if sl.gen.hurried {
+		sl.emptied = true // there is no time for it any more
 	}
 	if sl.emptied {
 		s.log.Error().Int("generation", sl.gen.number).Int("connections", waiting).Msg("lost: they waited for a worker that died again")
@@ -297,6 +323,22 @@ func (s *Supervisor) emptyQueue(sl *slot) {
 	if sl.worker != nil {
 		sl.worker.happen(wRetire, "")
 	}
+}
+
+// sharedWithLiving tells whether another worker of the generation accepts from
+// the same socket.
+func (sl *slot) sharedWithLiving() bool {
+	for _, other := range sl.gen.slots {
+		if other == sl || other.worker == nil {
+			continue
+		}
+		for i, m := range sl.members {
+			if i < len(other.members) && other.members[i] == m {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // queued counts the connections that wait in a slot's own sockets.
@@ -359,19 +401,19 @@ func (s *Supervisor) fail(g *generation, cause error, code int) {
 }
 
 // dropNext ends what was started for an upgrade that failed.
-func (s *Supervisor) dropNext() {
+func (s *Supervisor) dropNext(reason string) {
 	g := s.next
 	if g == nil {
 		return
 	}
 	s.next = nil
-	g.retired = true
+	g.retired, g.failed = true, true
 	s.giveBack(g)
 	s.old = append(s.old, g)
 	for _, sl := range g.slots {
 		sl.startAt = time.Time{}
 		if sl.worker != nil {
-			sl.worker.happen(wEnd, "the start has failed")
+			sl.worker.happen(wEnd, reason)
 		} else {
 			s.release(sl)
 		}
@@ -395,7 +437,7 @@ func (s *Supervisor) giveBack(g *generation) {
 			w.heir, sl.waits = sl, true
 			continue
 		}
-		sl.startAt = time.Now().Add(sl.backoff.next(0))
+		s.restartLater(sl, 0)
 	}
 }
 
@@ -412,29 +454,35 @@ func (s *Supervisor) resteer() {
 
 // scale adds a worker to each generation or takes one away.
 func (s *Supervisor) scale(by int) {
-	if s.phase == phaseStopping || s.phase == phaseEnding || s.wanted+by < 1 {
+	if s.phase >= phaseStopping {
+		return
+	}
+	if s.wanted+by < 1 {
 		s.log.Warn().Int("workers", s.wanted).Msg("cannot have fewer workers than one; SIGTERM stops")
 		return
 	}
 	s.wanted += by
 	s.log.Info().Int("workers", s.wanted).Msg("scaled")
-	if g := s.serving; g != nil && by > 0 {
+	switch g := s.serving; {
+	case g == nil: // the first generation is made to fit when it serves
+	case by > 0:
 		s.addWorker(g)
-	} else if g != nil {
+	default:
 		s.removeWorker(g)
 	}
 }
 
-func (s *Supervisor) addWorker(g *generation) {
+func (s *Supervisor) addWorker(g *generation) bool {
 	sl := &slot{gen: g, backoff: backoff{min: s.cfg.RestartMin, max: s.cfg.RestartMax}}
 	if err := s.join(sl); err != nil {
 		s.log.Error().Err(err).Msg("cannot add a worker")
 		s.release(sl)
 		s.wanted--
-		return
+		return false
 	}
 	g.slots = append(g.slots, sl)
 	s.startWorker(sl)
+	return true
 }
 
 // removeWorker lets the last worker drain: first it gets nothing new.
@@ -442,6 +490,7 @@ func (s *Supervisor) removeWorker(g *generation) {
 	for i := len(g.slots) - 1; i > 0; i-- {
 		if sl := g.slots[i]; !sl.leaving {
 			sl.leaving = true
+			s.watchPaths()
 			s.resteer()
 			s.retireSlot(sl)
 			return
@@ -464,10 +513,15 @@ func (s *Supervisor) forgetGone() {
 	if s.serving != nil {
 		s.serving.dropEmpty(true)
 	}
-	if len(s.old) == 0 {
+	if len(s.old) == 0 && !s.serving.shrinks() {
 		s.pathWatch.close()
 		s.pathWatch = nil
 	}
+}
+
+// shrinks tells whether a worker of the generation was taken away and drains.
+func (g *generation) shrinks() bool {
+	return g != nil && slices.ContainsFunc(g.slots, func(sl *slot) bool { return sl.leaving })
 }
 
 // dropEmpty keeps slots that have a process or wait for one; a serving
@@ -485,7 +539,7 @@ func (g *generation) dropEmpty(servingOn bool) {
 // stopAll drains everything: what is queued is served, later clients are
 // refused.
 func (s *Supervisor) stopAll() {
-	s.dropNext()
+	s.dropNext("asked to stop")
 	for _, sock := range s.sockets {
 		if err := sock.Refuse(); err != nil {
 			s.log.Warn().Err(err).Msg("cannot turn new clients away before the end")
@@ -504,7 +558,7 @@ func (s *Supervisor) stopAll() {
 }
 
 func (s *Supervisor) killAll() {
-	s.dropNext()
+	s.dropNext("asked to end at once")
 	if g := s.serving; g != nil {
 		s.serving = nil
 		g.retired = true

@@ -1,8 +1,6 @@
 package supervisor
 
-import (
-	"crypto/rand"
-)
+import "crypto/rand"
 
 // markVariable is in the environment of everything that a worker starts, so
 // that what it orphans is known as its own.

@@ -6,19 +6,18 @@ import (
 	"strconv"
 )
 
-// hasMark looks into the environment that the process was started with. It may
+// markOf looks into the environment that the process was started with. It may
 // be unreadable (another uid) or overwritten (a process title): then it has
 // none.
-func hasMark(pid int, mark string) bool {
+func markOf(pid int) string {
 	env, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
 	if err != nil {
-		return false
+		return ""
 	}
-	want := []byte(markVariable + "=" + mark)
-	for _, kv := range bytes.Split(env, []byte{0}) {
-		if bytes.Equal(kv, want) {
-			return true
+	for kv := range bytes.SplitSeq(env, []byte{0}) {
+		if mark, ok := bytes.CutPrefix(kv, []byte(markVariable+"=")); ok {
+			return string(mark)
 		}
 	}
-	return false
+	return ""
 }

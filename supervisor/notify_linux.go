@@ -21,6 +21,7 @@ type notifySocket struct {
 // notification is one datagram: lines of KEY=VALUE, and who sent it.
 type notification struct {
 	pid    int
+	uid    int
 	fields map[string]string
 }
 
@@ -92,7 +93,7 @@ func parseNotification(data, oob []byte) (notification, bool) {
 	}
 	for _, m := range messages {
 		if cred, err := unix.ParseUnixCredentials(&m); err == nil {
-			n.pid = int(cred.Pid)
+			n.pid, n.uid = int(cred.Pid), int(cred.Uid)
 		}
 		if fds, err := unix.ParseUnixRights(&m); err == nil {
 			for _, fd := range fds {

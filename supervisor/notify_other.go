@@ -7,6 +7,7 @@ type notifySocket struct{}
 
 type notification struct {
 	pid    int
+	uid    int
 	fields map[string]string
 }
 

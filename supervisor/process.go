@@ -3,6 +3,7 @@ package supervisor
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -31,13 +32,18 @@ type worker struct {
 	reaped   bool
 	status   syscall.WaitStatus
 
+	credential *fdpass.Credential // whom it runs as; nil: as we do
+
 	ready   readiness
 	drain   drain
 	asked   bool // its end was asked for: by retirement, failure or stop
-	signals []syscall.Signal
-	left    []int // of its tree, after its main process has ended
-	heir    *slot // gets the members back when it is gone
-	reason  string
+	drained bool // it has been sent the drain signal
+	killed  bool // it has been sent SIGKILL
+
+	left     []int          // of its tree, after its main process has ended
+	lastWord syscall.Signal // what those are told
+	heir     *slot          // gets the members back when it is gone
+	reason   string
 }
 
 // startWorker forks one worker for a slot. A failure is an event like any
@@ -91,6 +97,7 @@ func (s *Supervisor) program(w *worker) (fdpass.Program, error) {
 	if p.Credential, err = fdpass.LookupCredential(s.cfg.User, s.cfg.Group); err != nil {
 		return p, err
 	}
+	w.credential = p.Credential
 	if p.Env, err = s.environment(w, hand); err != nil {
 		return p, err
 	}
@@ -145,7 +152,9 @@ func (w *worker) execResult(err error) {
 		w.afterExit()
 		return
 	}
-	w.pollSoon(time.Now())
+	if w.state == starting {
+		w.pollSoon(time.Now())
+	}
 }
 
 // ended is called when the main process has been reaped. What it means is
@@ -178,6 +187,9 @@ func (w *worker) happen(e workerEvent, reason string) {
 	if w.reaped && to != gone && to != clearing {
 		return // a word that comes after the end
 	}
+	if from == starting {
+		w.ready.closeProbes()
+	}
 	if to != from {
 		w.enter(to)
 		if to != gone && (to != clearing || len(w.left) > 0) {
@@ -196,6 +208,10 @@ func (w *worker) enter(to workerState) {
 // tell writes the one line of a change of the worker's state.
 func (w *worker) tell(from, to workerState) {
 	now := time.Now()
+	if w.pid == 0 {
+		w.master.log.Warn().Int("generation", w.number).Str("reason", w.reason).Msg("worker could not be started")
+		return
+	}
 	w.master.report(Transition{
 		Generation: w.number, PID: w.pid, From: from.String(), To: to.String(), Reason: w.reason, Took: now.Sub(w.since),
 		Trouble: to == terminating || to == killing || to == gone && !w.asked,
@@ -213,6 +229,9 @@ func (w *worker) perform(do workerAction, from workerState) {
 	case wQuiesce:
 		w.beginQuiescing()
 	case wDrain:
+		if from == settling {
+			w.drain.settled = time.Since(w.drain.began)
+		}
 		w.beginDraining(w.drain.left(cfg.DrainTimeout))
 	case wDrainFast:
 		w.beginDraining(cfg.KillGrace)
@@ -227,17 +246,25 @@ func (w *worker) perform(do workerAction, from workerState) {
 		}
 	case wKillAll:
 		w.signalTree(syscall.SIGKILL)
-		w.deadline = time.Now().Add(cfg.KillGrace)
+		w.deadline = time.Now().Add(killAgain)
 	case wClear:
+		if w.slot.gen == w.master.serving {
+			w.master.resteer() // the others take over while its tree is ended
+		}
 		w.beginClearing(from)
 	case wKillRest:
-		w.signalLeft(syscall.SIGKILL)
-		w.deadline = time.Now().Add(cfg.KillGrace)
+		w.lastWord = syscall.SIGKILL
+		w.signalLeft(w.left)
+		w.deadline = time.Now().Add(killAgain)
 		w.checkCleared()
 	case wForget:
 		w.forget()
 	}
 }
+
+// killAgain is how often SIGKILL is sent to what does not go: a process in
+// uninterruptible sleep, or one that forks as fast as it is killed.
+const killAgain = time.Second
 
 // signal reaches the main process: a server that has children tells them
 // itself. Until it is reaped, by us alone, the pid means it and nobody else.
@@ -245,7 +272,7 @@ func (w *worker) signal(sig syscall.Signal) {
 	if w.reaped || w.pid == 0 {
 		return
 	}
-	w.signals = append(w.signals, sig)
+	w.killed = w.killed || sig == syscall.SIGKILL
 	_ = w.master.host.kill(w.pid, sig)
 }
 
@@ -271,21 +298,23 @@ func (w *worker) beginClearing(from workerState) {
 		return
 	}
 	grace := w.master.cfg.KillGrace
-	if from == draining {
-		grace = max(grace, w.drain.left(w.master.cfg.DrainTimeout))
+	switch from {
+	case draining:
+		w.lastWord = w.master.cfg.DrainSignal
+		grace = max(grace, time.Until(w.drain.until))
+	case killing:
+		w.lastWord = syscall.SIGKILL
+	default:
+		w.lastWord = syscall.SIGTERM
 	}
-	if from == killing {
-		w.signalLeft(syscall.SIGKILL)
-	} else {
-		w.signalLeft(syscall.SIGTERM)
-	}
+	w.signalLeft(w.left)
 	w.deadline = time.Now().Add(grace)
 	w.pollSoon(time.Now())
 }
 
-func (w *worker) signalLeft(sig syscall.Signal) {
-	for _, pid := range w.left {
-		_ = w.master.host.kill(pid, sig)
+func (w *worker) signalLeft(pids []int) {
+	for _, pid := range pids {
+		_ = w.master.host.kill(pid, w.lastWord)
 	}
 }
 
@@ -294,9 +323,12 @@ func (w *worker) checkCleared() {
 	if w.state != clearing {
 		return
 	}
+	known := w.left
 	if w.left = w.master.host.leftovers(w); len(w.left) == 0 {
 		w.happen(wCleared, "")
+		return
 	}
+	w.signalLeft(slices.DeleteFunc(slices.Clone(w.left), func(pid int) bool { return slices.Contains(known, pid) }))
 }
 
 // forget draws the consequences of a worker that is gone: of the serving
@@ -305,6 +337,7 @@ func (w *worker) checkCleared() {
 func (w *worker) forget() {
 	s, sl := w.master, w.slot
 	w.ready.close()
+	s.mendPaths() // it may have removed one on its way out
 	sl.worker = nil
 	w.reason = w.endedHow()
 	w.tell(w.before, gone)
@@ -325,7 +358,10 @@ func (w *worker) forget() {
 // inherit lets a slot go on with members that a failed start has let go of.
 func (s *Supervisor) inherit(heir *slot) {
 	heir.waits = false
-	if heir.gen.retired {
+	if heir.worker != nil || heir.members == nil {
+		return
+	}
+	if heir.gen.retired || heir.leaving {
 		s.emptyQueue(heir)
 		return
 	}
@@ -336,11 +372,9 @@ func (s *Supervisor) inherit(heir *slot) {
 // signal ends it on the spot, so that the next one's idle connections are
 // better ended before.
 func (w *worker) learn() {
-	sig := w.master.cfg.DrainSignal
-	if len(w.signals) == 0 || w.signals[0] != sig {
-		return
+	if w.drained {
+		w.master.diesAt = w.status.Signaled() && w.status.Signal() == w.master.cfg.DrainSignal
 	}
-	w.master.diesAt = exitStatus(w.status) == 128+int(sig)
 }
 
 // endedHow says how the process ended, in words.
@@ -401,12 +435,7 @@ func (s *Supervisor) afterDrain(w *worker) {
 // wasCut tells that the worker had its time and did not use it, or that its
 // start failed: starting it once more would lead nowhere.
 func (w *worker) wasCut() bool {
-	for _, sig := range w.signals {
-		if sig == syscall.SIGKILL {
-			return true
-		}
-	}
-	return w.ready.failed != "" || w.execErr != nil
+	return w.killed || w.ready.failed != "" || w.execErr != nil
 }
 
 // crashed replaces a worker that has left unasked, at once and then with
@@ -424,14 +453,17 @@ func (s *Supervisor) crashed(w *worker) {
 	if !w.ready.at.IsZero() {
 		lived = time.Since(w.ready.at)
 	}
+	s.restartLater(sl, lived)
+}
+
+// restartLater plans the replacement; it is never made on the spot, so that a
+// start that fails at once does not lead to the next from within itself.
+func (s *Supervisor) restartLater(sl *slot, lived time.Duration) {
 	delay := sl.backoff.next(lived)
 	sl.startAt = time.Now().Add(delay)
-	if delay == 0 {
-		sl.startAt = time.Time{}
-		s.startWorker(sl)
-		return
+	if delay > 0 {
+		s.log.Info().Int("generation", sl.gen.number).Str("delay", rounded(delay)).Msg("the worker is started again after a delay")
 	}
-	s.log.Info().Int("generation", w.number).Str("delay", rounded(delay)).Msg("the worker is started again after a delay")
 }
 
 func (s *Supervisor) giveUp(w *worker, tooMany bool) {

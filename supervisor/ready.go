@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -44,10 +45,13 @@ func (r *readiness) open(w *worker) ([]string, error) {
 func (r *readiness) close() {
 	r.socket.close()
 	r.socket = nil
+	r.closeProbes()
+}
+
+func (r *readiness) closeProbes() {
 	for _, c := range r.checks {
 		c.close()
 	}
-	r.checks = nil
 }
 
 // acceptCheck finds out whether the worker accepts on one member.
@@ -110,7 +114,7 @@ func (c *acceptCheck) ask() {
 // lookReady asks whether a starting worker is ready by now.
 func (w *worker) lookReady(now time.Time) {
 	r := &w.ready
-	if !w.execDone {
+	if !w.execDone || w.execErr != nil || w.reaped {
 		return
 	}
 	if r.how == ReadyAlive {
@@ -125,9 +129,17 @@ func (w *worker) lookReady(now time.Time) {
 			c.look(pids, now.Sub(w.forked))
 		}
 	}
-	if by, ok := r.verdict(w.master.notifies); ok {
+	if by, ok := r.verdict(w.expectsNotify()); ok {
 		w.becomeReady(by, now)
 	}
+}
+
+// expectsNotify tells whether the worker has to say READY=1 as well: others of
+// its generation have, or the generation that it is to replace has. One that
+// failed has not set an example.
+func (w *worker) expectsNotify() bool {
+	s, g := w.master, w.slot.gen
+	return g.notifies || g == s.next && s.serving != nil && s.serving.notifies
 }
 
 // verdict is the rule of --ready.
@@ -153,9 +165,6 @@ func (r *readiness) verdict(expectNotify bool) (ReadyHow, bool) {
 
 func (w *worker) becomeReady(by ReadyHow, now time.Time) {
 	w.ready.by, w.ready.at = string(by), now
-	for _, c := range w.ready.checks {
-		c.close()
-	}
 	w.happen(wReady, "ready by "+string(by))
 }
 
@@ -164,7 +173,7 @@ func (w *worker) noteTimeout(from workerState) {
 	if from != starting || w.asked {
 		return
 	}
-	w.ready.failed = fmt.Sprintf("the worker (pid %d) was not ready within --ready-timeout %s: %s", w.pid, w.master.cfg.ReadyTimeout, w.ready.missing(w.master.notifies))
+	w.ready.failed = fmt.Sprintf("the worker (pid %d) was not ready within --ready-timeout %s: %s", w.pid, w.master.cfg.ReadyTimeout, w.ready.missing(w.expectsNotify()))
 	if w.ready.status != "" {
 		w.ready.failed += fmt.Sprintf("; it last said %q", w.ready.status)
 	}
@@ -214,7 +223,7 @@ func (w *worker) heard(key, value string) {
 	switch key {
 	case "READY":
 		if value == "1" {
-			w.ready.notified, w.master.notifies = true, true
+			w.ready.notified, w.slot.gen.notifies = true, true
 		}
 	case "STATUS":
 		w.ready.status = value
@@ -232,9 +241,15 @@ func latest(a, b time.Time) time.Time {
 	return b
 }
 
-// trusts tells whether a word comes from the worker's own tree. A sender that
-// has left already (systemd-notify does so at once) is trusted for knowing the
-// socket, which no other process was told of.
+// trusts tells whether a word comes from the worker's own tree, of which an
+// orphan is part by its mark. A sender that has left already, as systemd-notify
+// does at once, is known by its uid.
 func (w *worker) trusts(n notification) bool {
-	return observe.DescendsFrom(n.pid, w.pid) != observe.No
+	switch observe.DescendsFrom(n.pid, w.pid) {
+	case observe.Yes:
+		return true
+	case observe.No:
+		return markOf(n.pid) == w.mark
+	}
+	return n.uid == 0 || n.uid == os.Geteuid() || w.credential != nil && n.uid == w.credential.UID
 }

@@ -62,12 +62,15 @@ func leftovers(w *worker) []int {
 	if err != nil {
 		return groupAlone(w.pid)
 	}
+	// The number of the group is free for others once it is empty.
+	other := w.master.byPID(w.pid)
+	group := other == nil || other == w
 	var left []int
 	for _, p := range all {
-		if p.PID == w.pid || p.State == 'Z' || p.State == 'X' {
+		if p.PID == w.pid || !p.Alive() {
 			continue
 		}
-		if p.PGID == w.pid || p.SID == w.pid || p.PPID == w.master.pid && w.owns(p.PID) {
+		if group && (p.PGID == w.pid || p.SID == w.pid) || p.PPID == w.master.pid && w.owns(p.PID) {
 			left = append(left, p.PID)
 		}
 	}
@@ -79,8 +82,8 @@ func (w *worker) owns(pid int) bool {
 	if w.master.isMain(pid) {
 		return false
 	}
-	if hasMark(pid, w.mark) {
-		return true
+	if mark := markOf(pid); mark != "" && w.master.isMark(mark) {
+		return mark == w.mark
 	}
 	inodes, _ := observe.Inodes([]int{pid})
 	return slices.ContainsFunc(w.ownMembers(), func(inode uint64) bool {
@@ -91,7 +94,7 @@ func (w *worker) owns(pid int) bool {
 
 func groupAlone(pgid int) []int {
 	if syscall.Kill(-pgid, 0) == nil {
-		return []int{pgid}
+		return []int{-pgid}
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ type Signals struct {
 	child  chan os.Signal
 	stop   chan os.Signal
 	other  chan os.Signal
+	pipe   chan os.Signal // caught, never read
 }
 
 // Notify begins to catch signals. Call it before anything else: what comes
@@ -29,19 +30,23 @@ func Notify() *Signals {
 		child:  make(chan os.Signal, 1),
 		stop:   make(chan os.Signal, several),
 		other:  make(chan os.Signal, several),
+		pipe:   make(chan os.Signal, 1),
 	}
 	if !signal.Ignored(syscall.SIGHUP) {
 		signal.Notify(s.hangup, syscall.SIGHUP)
 	}
 	signal.Notify(s.child, syscall.SIGCHLD)
 	signal.Notify(s.stop, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)
+	// A log collector that goes away must not take the master with it: a
+	// write to its pipe fails, and that is all.
+	signal.Notify(s.pipe, syscall.SIGPIPE)
 	signal.Notify(s.other, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGTTIN, syscall.SIGTTOU)
 	return s
 }
 
 // Close gives the signals their default effect back.
 func (s *Signals) Close() {
-	for _, c := range []chan os.Signal{s.hangup, s.child, s.stop, s.other} {
+	for _, c := range []chan os.Signal{s.hangup, s.child, s.stop, s.other, s.pipe} {
 		signal.Stop(c)
 	}
 }

@@ -14,12 +14,13 @@ const (
 	phaseUpgrading              // one serves, the next is on its way
 	phaseMore                   // the same, and one more upgrade was asked for
 	phaseLastHope               // the serving one was given up, the next is on its way
+	phaseHopeMore               // the same, and one more upgrade was asked for
 	phaseStopping               // everything drains
 	phaseEnding                 // everything is killed
 	phaseEnded                  // nothing is left
 )
 
-var phaseNames = [...]string{"starting", "starting", "serving", "upgrading", "upgrading", "upgrading", "stopping", "stopping", "ended"}
+var phaseNames = [...]string{"starting", "starting", "serving", "upgrading", "upgrading", "upgrading", "upgrading", "stopping", "stopping", "ended"}
 
 func (p phase) String() string { return phaseNames[p] }
 
@@ -48,6 +49,8 @@ const (
 	doPromoteNew        // the same, and start one more
 	doFail              // say why, end what was started, keep the old one
 	doFailNew           // the same, and start one more
+	doLose              // say that the serving generation was given up
+	doTooLate           // say that nothing follows any more
 	doFailEnd           // the first generation failed: end with its status
 	doStop              // drain all
 	doGiveUp            // drain all and end with the lost worker's status
@@ -95,22 +98,30 @@ var masterTable = [...]map[event]masterStep{
 		evStopNow: {phaseEnding, doKill},
 		evReady:   {phaseServing, doPromote},
 		evFailed:  {phaseServing, doFail},
-		evGaveUp:  {phaseLastHope, doNothing},
+		evGaveUp:  {phaseLastHope, doLose},
 	},
 	phaseMore: {
 		evStop:    {phaseStopping, doStop},
 		evStopNow: {phaseEnding, doKill},
 		evReady:   {phaseUpgrading, doPromoteNew},
 		evFailed:  {phaseUpgrading, doFailNew},
-		evGaveUp:  {phaseLastHope, doNothing},
+		evGaveUp:  {phaseHopeMore, doLose},
 	},
 	phaseLastHope: {
+		evUpgrade: {phaseHopeMore, doRemember},
 		evStop:    {phaseStopping, doStop},
 		evStopNow: {phaseEnding, doKill},
 		evReady:   {phaseServing, doPromote},
 		evFailed:  {phaseStopping, doGiveUp},
 	},
+	phaseHopeMore: {
+		evStop:    {phaseStopping, doStop},
+		evStopNow: {phaseEnding, doKill},
+		evReady:   {phaseUpgrading, doPromoteNew},
+		evFailed:  {phaseLastHope, doFailNew},
+	},
 	phaseStopping: {
+		evUpgrade: {phaseStopping, doTooLate},
 		evStop:    {phaseEnding, doKill},
 		evStopNow: {phaseEnding, doKill},
 		evEmpty:   {phaseEnded, doExit},

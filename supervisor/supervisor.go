@@ -10,6 +10,10 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -29,7 +33,8 @@ type Supervisor struct {
 	sockets []*fdpass.Socket
 	signals *Signals
 	events  chan func()
-	done    chan struct{} // closed when Run returns: nobody reads events any more
+	done    chan struct{} // closed at the end: nobody reads events any more
+	closing sync.Once
 	timer   *time.Timer
 
 	phase   phase
@@ -40,8 +45,6 @@ type Supervisor struct {
 	wanted  int // workers per generation
 	keys    int // numbers generations for Join, failed ones included
 
-	attempt   time.Time // when the upgrade under way was asked for
-	notifies  bool      // some generation has sent READY=1
 	failures  failures
 	diesAt    bool // an earlier worker died of the drain signal: it does not drain by itself
 	exit      Exit
@@ -61,6 +64,7 @@ func New(cfg Config, signals *Signals) (*Supervisor, error) {
 		wanted:   cfg.Workers,
 		failures: failures{limit: cfg.RestartLimit, within: cfg.RestartWithin},
 	}
+	sealDescriptors()
 	for _, a := range cfg.Addresses {
 		socket, err := openSocket(a, &s.cfg)
 		if err != nil {
@@ -72,8 +76,14 @@ func New(cfg Config, signals *Signals) (*Supervisor, error) {
 	return s, nil
 }
 
-// Close gives the sockets back of a master that is not run.
-func (s *Supervisor) Close() { s.closeSockets() }
+// Close gives the sockets back; Run does it itself when it returns. A second
+// call does nothing.
+func (s *Supervisor) Close() {
+	s.closing.Do(func() {
+		close(s.done)
+		s.closeSockets()
+	})
+}
 
 // Sockets lists what the master holds, in the order of the configuration.
 func (s *Supervisor) Sockets() []*fdpass.Socket { return s.sockets }
@@ -88,15 +98,13 @@ func (s *Supervisor) Stop() { s.send(func() { s.happenBecause(evStop, "asked") }
 // error is an *Exit; nil is a stop that was asked for. Cancelling ctx is a
 // Stop.
 func (s *Supervisor) Run(ctx context.Context) error {
-	defer close(s.done)
-	defer s.closeSockets()
+	defer s.Close()
 	if err := becomeSubreaper(); err != nil {
 		s.log.Warn().Err(err).Msg("cannot become the parent of orphans; a worker that daemonizes will be lost sight of")
 	}
 	s.timer = time.NewTimer(time.Hour)
 	defer s.timer.Stop()
 	s.since = time.Now()
-	s.attempt = s.since
 	s.logSockets()
 	s.startGeneration()
 	s.loop(ctx)
@@ -109,7 +117,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 
 func (s *Supervisor) loop(ctx context.Context) {
 	stop := ctx.Done()
-	for s.phase != phaseEnded {
+	for s.settle(); s.phase != phaseEnded; s.settle() {
 		s.timer.Reset(s.untilNext())
 		select {
 		case f := <-s.events:
@@ -128,8 +136,6 @@ func (s *Supervisor) loop(ctx context.Context) {
 			stop = nil
 			s.happen(evStop)
 		}
-		s.settle()
-		s.trimLater(time.Now())
 	}
 }
 
@@ -149,11 +155,12 @@ func (s *Supervisor) settle() {
 	if s.serving == nil && s.next == nil && len(s.old) == 0 {
 		s.happen(evEmpty)
 	}
+	s.trimLater(time.Now())
 }
 
 // busy tells that something starts, drains or waits to be started again.
 func (s *Supervisor) busy() bool {
-	if s.phase != phaseServing || len(s.old) > 0 {
+	if s.phase != phaseServing || len(s.old) > 0 || s.serving == nil {
 		return true
 	}
 	for _, sl := range s.serving.slots {
@@ -210,6 +217,7 @@ func earlier(a, b time.Time) time.Time {
 
 // look does what is due.
 func (s *Supervisor) look(now time.Time) {
+	s.collect() // a worker that has died must not become ready by a timer
 	s.mendPaths()
 	for _, sock := range s.sockets {
 		if err := sock.Verify(); err != nil {
@@ -243,36 +251,38 @@ func (s *Supervisor) perform(do action, from phase, reason string) {
 		s.log.Info().Int("generation", s.number()).Str("reason", reason).Msg("one more upgrade follows when this start is over")
 	case doStart:
 		s.tell(from, reason, "upgrading")
-		s.startUpgrade()
+		s.startGeneration()
 	case doPromote, doPromoteNew:
 		s.promote(from)
 	case doFail, doFailNew:
 		s.complain(from, reason, fmt.Sprintf("upgrade failed; generation %d keeps serving", s.number()))
-		s.dropNext()
+		s.dropNext("the start has failed")
 	case doFailEnd:
 		s.complain(from, reason, "cannot start")
-		s.dropNext()
+		s.dropNext("the start has failed")
+	case doLose:
+		s.log.Error().Int("generation", s.number()).Str("reason", reason).Msg("given up; the upgrade under way decides")
 	case doStop:
+		s.exit = Exit{} // whatever was lost before: the stop was asked for
 		s.tell(from, reason, "stopping")
 		s.stopAll()
 	case doGiveUp:
 		s.complain(from, reason, "giving up")
-		s.dropNext()
 		s.stopAll()
 	case doKill:
+		if from != phaseStopping {
+			s.exit = Exit{}
+		}
 		s.tell(from, reason, "ending at once")
 		s.killAll()
+	case doTooLate:
+		s.log.Info().Str("reason", reason).Msg("stopping already: no upgrade follows")
 	case doExit:
 		s.tell(from, "", "ended")
 	}
 	if do == doPromoteNew || do == doFailNew {
-		s.startUpgrade()
+		s.startGeneration()
 	}
-}
-
-func (s *Supervisor) startUpgrade() {
-	s.attempt = time.Now()
-	s.startGeneration()
 }
 
 // tell writes the one line of a change of the master's own state.
@@ -410,6 +420,11 @@ func (s *Supervisor) byPID(pid int) *worker {
 
 func (s *Supervisor) isMain(pid int) bool { return s.byPID(pid) != nil }
 
+// isMark tells whether a mark is that of a worker that is known.
+func (s *Supervisor) isMark(mark string) bool {
+	return slices.ContainsFunc(s.workers(), func(w *worker) bool { return w.mark == mark })
+}
+
 // writePIDFile tells scripts that the first generation is ready.
 func (s *Supervisor) writePIDFile() {
 	if s.cfg.PIDFile == "" || s.pidFile {
@@ -423,7 +438,11 @@ func (s *Supervisor) writePIDFile() {
 }
 
 func (s *Supervisor) removePIDFile() {
-	if s.pidFile {
+	if !s.pidFile {
+		return
+	}
+	// Another master may have taken the path over since.
+	if content, err := os.ReadFile(s.cfg.PIDFile); err == nil && strings.TrimSpace(string(content)) == strconv.Itoa(s.pid) {
 		_ = os.Remove(s.cfg.PIDFile)
 	}
 }
