@@ -32,12 +32,12 @@ func activatedNames() ([]string, error) {
 		return nil, fmt.Errorf("no sockets were passed to this process (LISTEN_PID is %q, this is %d); systemd passes them with a .socket unit",
 			os.Getenv("LISTEN_PID"), os.Getpid())
 	}
-	n, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	n, err := strconv.ParseUint(os.Getenv("LISTEN_FDS"), 10, 16)
 	if err != nil || n < 1 {
 		return nil, fmt.Errorf("cannot read LISTEN_FDS=%q", os.Getenv("LISTEN_FDS"))
 	}
 	names := strings.Split(os.Getenv("LISTEN_FDNAMES"), ":")
-	for len(names) < n {
+	for len(names) < int(n) {
 		names = append(names, "unknown")
 	}
 	return names[:n], nil

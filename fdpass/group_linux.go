@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -53,29 +55,90 @@ func (s *Socket) tryGroup() error {
 	return nil
 }
 
-// startGroup attaches the first program. The socket from outside has to prove
-// that others may join it: type and owner decide, and both are its maker's.
+// startGroup makes the first socket fit to be joined. One that was opened here
+// already is (listenFirst). One from outside has to prove that others may join
+// it: type and owner decide, and both are its maker's.
 func (s *Socket) startGroup() error {
 	first := s.members[0]
-	if !first.foreign {
-		first.spare = true
-		return s.attach([]*Member{first})
-	}
-	if err := enableReusePort(first.fd); err != nil {
-		return os.NewSyscallError("setsockopt SO_REUSEPORT", err)
-	}
-	if err := s.attach([]*Member{first}); err != nil {
+	first.spare = true
+	if _, err := s.target(); err != nil || !first.foreign {
 		return err
 	}
-	s.serving = []*Member{first}
-	probe, err := s.openMember()
+	before, err := unix.GetsockoptInt(first.fd, unix.SOL_SOCKET, unix.SO_REUSEPORT)
+	if err == nil {
+		err = setReusePort(first.fd, 1)
+	}
+	if err != nil {
+		return os.NewSyscallError("SO_REUSEPORT", err)
+	}
+	if err := s.joinForeign(); err != nil {
+		_ = setReusePort(first.fd, before)
+		return err
+	}
+	return nil
+}
+
+// joinForeign adds a second member. The kernel makes a group of a socket that
+// listens already only when somebody joins it, so that the program comes after
+// the member; until then new connections would be spread. Where the master may,
+// it has the member drop them for that moment: the client's next SYN comes after
+// a second.
+func (s *Socket) joinForeign() error {
+	t, err := s.target()
 	if err != nil {
 		return err
 	}
-	probe.spare = true
-	s.members = append(s.members, probe)
-	first.spare = true
+	m, err := s.bindInetWith(t, true, dropAll)
+	if err != nil {
+		return err
+	}
+	m.spare = true
+	s.members = append(s.members, m)
+	if err := s.attach(nil); err != nil {
+		s.members = s.members[:1]
+		closeDescriptor(m.fd)
+		return err
+	}
+	_ = unix.SetsockoptInt(m.fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
 	return nil
+}
+
+// dropAll makes a socket drop every packet. Newer kernels ask for
+// CAP_NET_ADMIN; without it the moment is a risk that is taken.
+func dropAll(fd int) {
+	drop := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}}
+	_ = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &drop[0]})
+}
+
+// listenFirst begins to listen on an address that nobody else listens on.
+//
+// Bound with SO_REUSEADDR alone, two masters that start in the same moment are
+// both let in; who listens second is told, unless both have SO_REUSEPORT by
+// then. So the option is off while listen(2) looks. It was on before, for the
+// program: the kernel makes a group of a socket that has the option and does
+// not listen yet, and keeps it. And it is on afterwards, for those that join.
+func (s *Socket) listenFirst(fd int) error {
+	listen := func() error { return os.NewSyscallError("listen", syscall.Listen(fd, s.backlog)) }
+	if !s.mayGroup() {
+		return listen()
+	}
+	reusePort := func(on int) func() error {
+		return func() error { return os.NewSyscallError("setsockopt SO_REUSEPORT", setReusePort(fd, on)) }
+	}
+	return inTurn(reusePort(1), func() error { return attachProgram(fd, []int{0}, nil) }, reusePort(0), listen, reusePort(1))
+}
+
+func inTurn(steps ...func() error) error {
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func setReusePort(fd, on int) error {
+	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, on)
 }
 
 func (s *Socket) joinGroup() (*Member, error) {
@@ -87,23 +150,28 @@ func (s *Socket) joinGroup() (*Member, error) {
 		return nil, err
 	}
 	m.spare = false
-	return m, s.fillSpares()
+	if err := s.fillSpares(); err != nil {
+		m.spare = true
+		return nil, err
+	}
+	return m, nil
 }
 
 // takeSpare prefers the lowest index, so that spares gather at the end of the
 // array, where they can be closed.
 func (s *Socket) takeSpare() (*Member, error) {
-	for _, m := range s.members {
-		if m.spare && !m.tainted {
-			return m, m.makeFresh()
+	s.sortOut()
+	for range 3 { // a member that leaves at this very moment taints what is added
+		for _, m := range s.members {
+			if m.spare && !m.tainted {
+				return m, m.makeFresh()
+			}
+		}
+		if err := s.addSpare(); err != nil {
+			return nil, err
 		}
 	}
-	m, err := s.openMember()
-	if err != nil {
-		return nil, err
-	}
-	s.members = append(s.members, m)
-	return m, nil
+	return nil, errors.New("its sockets come and go too fast")
 }
 
 // makeFresh undoes what a worker before may have changed: systemd hands out
@@ -112,24 +180,44 @@ func (m *Member) makeFresh() error {
 	return os.NewSyscallError("fcntl", syscall.SetNonblock(m.fd, false))
 }
 
+// addSpare puts a socket at the end of the kernel's array. The program that is
+// attached names other members, so nothing reaches it yet.
+func (s *Socket) addSpare() error {
+	t, err := s.target()
+	if err != nil {
+		return err
+	}
+	m, err := s.bindInet(t, len(s.members) > 0)
+	if err != nil {
+		return err
+	}
+	m.spare = true
+	s.members = append(s.members, m)
+	// Whoever left while this one came did so before or after it: one change
+	// more whose order is not known.
+	return s.takeOut(s.departed(), 1)
+}
+
 // fillSpares sees to it that the array ends with as many spares as there are
 // members that a worker holds and that get no new connections.
 func (s *Socket) fillSpares() error {
-	leaving := 0
-	for _, m := range s.members {
-		if !m.spare && !s.Serving(m) {
-			leaving++
-		}
-	}
-	for have := s.tailSpares(); have < leaving; have++ {
-		m, err := s.openMember()
-		if err != nil {
+	for want := s.leaving() - s.tailSpares(); want > 0; want-- {
+		if err := s.addSpare(); err != nil {
 			return err
 		}
-		m.spare = true
-		s.members = append(s.members, m)
 	}
 	return nil
+}
+
+// leaving counts the members whose workers may shut them down.
+func (s *Socket) leaving() int {
+	n := 0
+	for _, m := range s.members {
+		if !m.spare && !s.Serving(m) {
+			n++
+		}
+	}
+	return n
 }
 
 func (s *Socket) tailSpares() int {
@@ -143,40 +231,38 @@ func (s *Socket) tailSpares() int {
 // trim closes the spares at the end of the array that are not wanted any more:
 // taking the last one away moves no other.
 func (s *Socket) trim() {
-	leaving := 0
-	for _, m := range s.members {
-		if !m.spare && !s.Serving(m) {
-			leaving++
-		}
-	}
-	for n := s.tailSpares(); n > leaving && len(s.members) > 1; n-- {
+	for n := s.tailSpares() - s.leaving(); n > 0 && len(s.members) > 1; n-- {
 		last := s.members[len(s.members)-1]
-		if last.foreign {
+		if last.foreign || !last.spare {
 			return
 		}
-		closeDescriptor(last.fd)
-		s.members = s.members[:len(s.members)-1]
+		s.shut(last)
 	}
 }
 
-// openMember adds a socket to the kernel's array. The program that is attached
-// names other members, so nothing reaches it yet.
-func (s *Socket) openMember() (*Member, error) {
-	t, err := s.target()
-	if err != nil {
-		return nil, err
-	}
-	m, err := s.bindInet(t, true)
-	if err != nil {
-		return nil, err
-	}
-	return m, nil
+// shut takes a member out of the kernel's array, even where a stray process
+// still holds a duplicate of it, and out of the mirror.
+func (s *Socket) shut(m *Member) {
+	_ = syscall.Shutdown(m.fd, syscall.SHUT_RDWR)
+	_ = s.Verify()
+	closeDescriptor(m.fd)
 }
 
 // target is the exact address that the first member got: a name is not looked
 // up again, and port 0 is not chosen again.
 func (s *Socket) target() (inetTarget, error) {
-	sa, err := unix.Getsockname(s.members[0].fd)
+	if s.at != nil {
+		return *s.at, nil
+	}
+	t, err := targetOf(s.members[0].fd)
+	if err == nil {
+		s.at = &t
+	}
+	return t, err
+}
+
+func targetOf(fd int) (inetTarget, error) {
+	sa, err := unix.Getsockname(fd)
 	if err != nil {
 		return inetTarget{}, os.NewSyscallError("getsockname", err)
 	}
@@ -184,7 +270,7 @@ func (s *Socket) target() (inetTarget, error) {
 	case *unix.SockaddrInet4:
 		return inetTarget{ip: net.IP(sa.Addr[:]), port: sa.Port, family: unix.AF_INET}, nil
 	case *unix.SockaddrInet6:
-		only, err := unix.GetsockoptInt(s.members[0].fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+		only, err := unix.GetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
 		t := inetTarget{ip: net.IP(sa.Addr[:]), port: sa.Port, family: unix.AF_INET6, v6only: only == 1}
 		if sa.ZoneId != 0 {
 			t.zone = strconv.Itoa(int(sa.ZoneId))
@@ -194,19 +280,28 @@ func (s *Socket) target() (inetTarget, error) {
 	return inetTarget{}, fmt.Errorf("a socket of family %T cannot be steered", sa)
 }
 
+// steerGroup puts the spares in place before the switch, which is the last that
+// can fail.
 func (s *Socket) steerGroup() error {
 	if err := s.Verify(); err != nil {
+		return err
+	}
+	if err := s.fillSpares(); err != nil {
 		return err
 	}
 	if err := s.attach(s.serving); err != nil {
 		return err
 	}
 	s.trim()
-	return s.fillSpares()
+	return nil
 }
 
-// attach puts the program for these members in force.
+// attach puts the program for these members in force, with a rule for each
+// probe. Before anybody serves, connections wait in the first member.
 func (s *Socket) attach(serving []*Member) error {
+	if len(s.members) == 0 {
+		return nil
+	}
 	indices := make([]int, 0, len(serving))
 	for _, m := range serving {
 		i := s.index(m)
@@ -215,119 +310,188 @@ func (s *Socket) attach(serving []*Member) error {
 		}
 		indices = append(indices, i)
 	}
-	var rule *probeRule
-	if s.probe != nil {
-		rule = &probeRule{from: s.probe.from, index: s.index(s.probe.member)}
+	if len(indices) == 0 {
+		indices = append(indices, 0)
 	}
-	program, err := steeringProgram(indices, rule)
+	var rules []probeRule
+	for _, p := range s.probes {
+		if i := s.index(p.member); i >= 0 {
+			rules = append(rules, probeRule{from: p.from, index: i})
+		}
+	}
+	return attachProgram(s.members[0].fd, indices, rules)
+}
+
+func attachProgram(fd int, indices []int, rules []probeRule) error {
+	program, err := steeringProgram(indices, rules)
 	if err != nil {
 		return err
 	}
 	fprog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
 	return os.NewSyscallError("setsockopt SO_ATTACH_REUSEPORT_CBPF",
-		unix.SetsockoptSockFprog(s.members[0].fd, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF, &fprog))
+		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF, &fprog))
 }
 
-func (s *Socket) index(m *Member) int {
-	for i, x := range s.members {
-		if x == m {
-			return i
-		}
-	}
-	return -1
-}
+func (s *Socket) index(m *Member) int { return slices.Index(s.members, m) }
 
 // Verify follows what happened to the group without us: a worker that called
-// shutdown(2) on its listener has taken it out of the kernel's array. Such a
-// member is put back at the end of the array, as a spare if nobody holds it.
+// shutdown(2) on its listener has taken it out of the kernel's array. A member
+// that serves, or that came from outside, is put back, at the end of the array.
 // It is cheap (one getsockopt for each member) and is called at every look
 // while something drains.
 func (s *Socket) Verify() error {
 	if s.how != Steered {
 		return nil
 	}
+	return s.takeOut(s.departed(), 0)
+}
+
+func (s *Socket) departed() []*Member {
 	var gone []*Member
 	for _, m := range s.members {
 		if !isListening(m.fd) {
 			gone = append(gone, m)
 		}
 	}
-	if len(gone) == 0 {
-		return nil
-	}
-	return s.takeOut(gone)
+	return gone
 }
 
 // takeOut removes members that listen no more from the mirror and attaches the
-// program anew. Where several left since the last look, nobody knows in which
-// order, so that the spares that moved are not told apart: they are not used.
-func (s *Socket) takeOut(gone []*Member) error {
+// program anew. More is the number of other changes in the meantime.
+func (s *Socket) takeOut(gone []*Member, more int) error {
+	if len(gone) == 0 {
+		return nil
+	}
+	s.taint(gone, len(gone)+more)
 	for _, m := range gone {
 		s.remove(m)
 	}
-	if len(gone) > 1 {
-		for _, m := range s.members {
-			m.tainted = m.tainted || m.spare
-		}
-	}
-	var serving []*Member
-	for _, m := range s.serving {
-		if s.index(m) >= 0 {
-			serving = append(serving, m)
-		}
-	}
+	var err error
 	for _, m := range gone {
-		if s.Serving(m) {
-			// A serving worker's queue must exist again at once, for
-			// its replacement: it is the same socket, at the end.
-			if err := syscall.Listen(m.fd, s.backlog); err != nil {
-				return os.NewSyscallError("listen", err)
-			}
-			s.members = append(s.members, m)
-			serving = append(serving, m)
-		}
+		err = errors.Join(err, s.putBack(m))
 	}
-	s.serving = serving
-	if len(s.members) == 0 || len(serving) == 0 {
-		return nil
-	}
-	return s.attach(serving)
+	s.clearTaint()
+	return errors.Join(err, s.attach(s.serving))
 }
 
-// leaveGroup takes a member out whose worker is gone: shut down first, so that
-// it is out even if a stray process still holds a duplicate of it.
-func (s *Socket) leaveGroup(m *Member) {
-	_ = s.Verify()      // a member that cannot be put back is out, which is what is wanted
-	if s.index(m) < 0 { // it had left by itself
-		closeDescriptor(m.fd)
+// taint marks the members whose place is not known after some changes in an
+// order that nobody saw. Only the last ones move, as many as there were changes,
+// each into the place of one that left; and whoever moves into the place of a
+// tainted one is tainted.
+func (s *Socket) taint(gone []*Member, changes int) {
+	if changes == 1 && !gone[0].tainted {
 		return
 	}
-	if m.foreign {
+	for _, m := range s.members[max(len(s.members)-changes, 0):] {
+		m.tainted = true
+	}
+}
+
+// clearTaint knows that one tainted member alone has but one place to be.
+func (s *Socket) clearTaint() {
+	if t := s.tainted(); len(t) == 1 {
+		t[0].tainted = false
+	}
+}
+
+func (s *Socket) tainted() []*Member {
+	var list []*Member
+	for _, m := range s.members {
+		if m.tainted {
+			list = append(list, m)
+		}
+	}
+	return list
+}
+
+// putBack has a member listen again that must not be missing: a queue for the
+// serving worker's replacement, a socket that its maker will want again. A port
+// that the kernel had chosen was given up by shutdown(2), so it is bound again;
+// for all others that is an error (EINVAL) without meaning.
+func (s *Socket) putBack(m *Member) error {
+	m.tainted = false
+	if !m.foreign && !slices.Contains(s.serving, m) {
+		return nil
+	}
+	t, err := s.target()
+	if err != nil {
+		return err
+	}
+	sa, err := t.sockaddr()
+	if err != nil {
+		return err
+	}
+	_ = syscall.Bind(m.fd, sa)
+	if err := listenAgain(m.fd, s.backlog); err != nil {
+		s.stopServing(m)
+		return err
+	}
+	s.members = append(s.members, m)
+	return nil
+}
+
+// sortOut finds out where tainted spares are: the program gives a connection to
+// one index, and the queue of one of them fills, on which nobody else accepts.
+// What it cannot find out stays tainted.
+func (s *Socket) sortOut() {
+	spares := s.tainted()
+	if slices.ContainsFunc(spares, func(m *Member) bool { return !m.spare }) {
+		return
+	}
+	at := map[int]*Member{}
+	for _, m := range spares {
+		if found := s.knock(m, spares); found != nil {
+			at[s.index(m)] = found
+		}
+	}
+	if len(at) != len(spares) || len(s.departed()) > 0 {
+		return
+	}
+	for i, m := range at {
+		s.members[i], m.tainted = m, false
+	}
+}
+
+// knock sends a connection to the place where m should be and returns who gets
+// it.
+func (s *Socket) knock(m *Member, spares []*Member) *Member {
+	p, err := s.StartProbe(m)
+	if err != nil {
+		return nil
+	}
+	defer p.Close()
+	const patience = 100 // milliseconds; on loopback it takes microseconds
+	set := make([]unix.PollFd, len(spares))
+	for i, x := range spares {
+		set[i] = unix.PollFd{Fd: int32(x.fd), Events: unix.POLLIN}
+	}
+	if n, err := unix.Poll(set, patience); err != nil || n != 1 {
+		return nil
+	}
+	i := slices.IndexFunc(set, func(p unix.PollFd) bool { return p.Revents != 0 })
+	if conn, _, err := unix.Accept4(spares[i].fd, unix.SOCK_CLOEXEC); err == nil {
+		closeDescriptor(conn)
+	}
+	return spares[i]
+}
+
+// leaveGroup takes a member out whose worker is gone.
+func (s *Socket) leaveGroup(m *Member) {
+	_ = s.Verify() // a member that cannot be put back is out, which is what is wanted
+	switch {
+	case s.index(m) < 0: // it had left by itself
+		closeDescriptor(m.fd)
+		return
+	case m.foreign:
 		m.spare, m.users = true, 0
 		return
 	}
 	if last := s.members[len(s.members)-1]; last != m && !last.spare {
-		if spare, err := s.openMember(); err == nil {
-			spare.spare = true
-			s.members = append(s.members, spare)
-		}
+		_ = s.addSpare() // without it the last one moves, and is found again by attach
 	}
-	_ = syscall.Shutdown(m.fd, syscall.SHUT_RDWR)
-	closeDescriptor(m.fd)
-	s.remove(m)
-	if len(s.members) > 0 && len(s.serving) > 0 && s.allListed(s.serving) {
-		_ = s.attach(s.serving)
-	}
+	s.stopServing(m)
+	s.shut(m)
 	s.trim()
-}
-
-func (s *Socket) allListed(members []*Member) bool {
-	for _, m := range members {
-		if s.index(m) < 0 {
-			return false
-		}
-	}
-	return true
 }
 
 // refuse sends new clients to a member whose queue is full, where the kernel
@@ -339,13 +503,19 @@ func (s *Socket) refuse() error {
 	if s.network != "tcp" || len(s.members) == 0 {
 		return nil
 	}
-	if first := s.members[0]; first.foreign {
-		return s.leaveToOwner(first)
+	if s.addr.ReusePort {
+		return nil // a program would steer the connections of others too
+	}
+	if i := slices.IndexFunc(s.members, func(m *Member) bool { return m.foreign }); i >= 0 {
+		return s.leaveToOwner(s.members[i])
 	}
 	if s.how != Steered {
 		if err := s.startLateGroup(); err != nil {
 			return err
 		}
+	}
+	if err := s.Verify(); err != nil {
+		return err
 	}
 	sink, err := s.openSink()
 	if err != nil {
@@ -361,11 +531,15 @@ func (s *Socket) leaveToOwner(first *Member) error {
 	if s.how != Steered {
 		return nil
 	}
+	if err := s.Verify(); err != nil {
+		return err
+	}
 	s.serving = []*Member{first}
 	return s.attach(s.serving)
 }
 
-// startLateGroup makes a group of a socket that was shared until now.
+// startLateGroup lets others join a socket that was shared until now. The
+// kernel takes no program for it before one has.
 func (s *Socket) startLateGroup() error {
 	if err := steeringWorks(); err != nil {
 		return err
@@ -375,28 +549,57 @@ func (s *Socket) startLateGroup() error {
 		return os.NewSyscallError("setsockopt SO_REUSEPORT", err)
 	}
 	s.how, s.serving = Steered, []*Member{first}
-	return s.attach(s.serving)
+	return nil
 }
 
-// openSink adds a member with a queue of one and fills it.
+// openSink makes a spare the member with the full queue.
 func (s *Socket) openSink() (*Member, error) {
-	sink, err := s.openMember()
+	sink, err := s.takeSpare()
 	if err != nil {
 		return nil, err
 	}
-	s.members = append(s.members, sink)
-	if err := listenAgain(sink.fd, 0); err != nil {
-		return nil, err
+	// With a queue of none the kernel takes the first SYN for a flood and
+	// says so in its log.
+	err = listenAgain(sink.fd, 1)
+	const full = 2 // one more than its length
+	for n := 1; n <= full && err == nil; n++ {
+		err = s.fill(sink, n)
 	}
-	p, err := s.StartProbe(sink)
+	sink.spare = err != nil
+	return sink, err
+}
+
+// fill puts the n-th connection into a queue. Reset, it is no connection any
+// more that anybody could wait for; its place in the queue stays taken until
+// somebody accepts it.
+func (s *Socket) fill(m *Member, n int) error {
+	p, err := s.StartProbe(m)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	// Reset, it is no connection any more that anybody could wait for; its
-	// place in the queue stays taken until somebody accepts it.
-	_ = unix.SetsockoptLinger(p.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-	p.Close()
-	return sink, nil
+	defer p.Close()
+	const patience = time.Second
+	for begin := time.Now(); time.Since(begin) < patience; time.Sleep(time.Millisecond) {
+		queued, err := queueLength(m.fd)
+		if err != nil {
+			return err
+		}
+		if queued >= n {
+			return os.NewSyscallError("setsockopt SO_LINGER",
+				unix.SetsockoptLinger(p.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
+		}
+	}
+	return errors.New("a connection to itself takes longer than a second")
+}
+
+// queueLength counts the connections that wait to be accepted: what
+// tcpi_unacked means of a socket that listens.
+func queueLength(fd int) (int, error) {
+	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return 0, os.NewSyscallError("getsockopt TCP_INFO", err)
+	}
+	return int(info.Unacked), nil
 }
 
 // Barrier waits until every CPU that ran an old program is done with the
@@ -423,7 +626,7 @@ func selfTest() error {
 			return err
 		}
 		s.members = append(s.members, m)
-		if loopback, err = s.target(); err != nil {
+		if loopback, err = s.target(); err != nil { // now with the port
 			return err
 		}
 	}
@@ -446,16 +649,14 @@ func (s *Socket) bindTestMember(t inetTarget) (*Member, error) {
 		return nil, err
 	}
 	sa, err := t.sockaddr()
-	for _, step := range []func() error{
+	err = inTurn(
 		func() error { return err },
 		func() error { return enableReusePort(fd) },
 		func() error { return syscall.Bind(fd, sa) },
-		func() error { return syscall.Listen(fd, s.backlog) },
-	} {
-		if err := step(); err != nil {
-			closeDescriptor(fd)
-			return nil, err
-		}
+		func() error { return syscall.Listen(fd, s.backlog) })
+	if err != nil {
+		closeDescriptor(fd)
+		return nil, err
 	}
 	return s.newMember(fd)
 }
@@ -478,11 +679,11 @@ func (s *Socket) reaches(m *Member) error {
 	if err := syscall.Connect(client, sa); err != nil {
 		return os.NewSyscallError("connect", err)
 	}
-	info, err := unix.GetsockoptTCPInfo(m.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	queued, err := queueLength(m.fd)
 	if err != nil {
-		return os.NewSyscallError("getsockopt TCP_INFO", err)
+		return err
 	}
-	if info.Unacked == 0 { // of a listening socket: connections in its queue
+	if queued == 0 {
 		return errors.New("a connection reached another member than the program named")
 	}
 	return nil

@@ -18,6 +18,8 @@ func (p *Probe) Close() {}
 
 func (s *Socket) mayGroup() bool { return false }
 
+func (s *Socket) listenFirst(fd int) error { return listenAgain(fd, s.backlog) }
+
 func (s *Socket) tryGroup() error {
 	if !s.share {
 		s.why = "only Linux steers connections"
@@ -32,6 +34,7 @@ func (s *Socket) joinGroup() (*Member, error) { return nil, errors.ErrUnsupporte
 func (s *Socket) steerGroup() error           { return errors.ErrUnsupported }
 func (s *Socket) leaveGroup(*Member)          {}
 func (s *Socket) refuse() error               { return nil }
+func (m *Member) makeFresh() error            { return nil }
 
 // Barrier waits for nothing: no program runs in the kernel here.
 func Barrier() {}

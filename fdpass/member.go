@@ -2,6 +2,7 @@ package fdpass
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 )
 
@@ -16,12 +17,13 @@ type Member struct {
 	fd     int
 	inode  uint64
 
-	users   int    // workers that were given it and have not left it
-	gen     int    // generation it was made for, where a generation shares one
-	path    string // unix by rename: the name it was bound to
-	foreign bool   // came from outside: its listening outlives us, it is never shut down
-	spare   bool   // in the kernel's array, given to nobody
-	tainted bool   // its place in the kernel's array is not known for certain
+	users   int         // workers that were given it and have not left it
+	gen     int         // generation it was made for, where a generation shares one
+	path    string      // unix: the name it was bound to
+	file    fs.FileInfo // of that name, by which it is known under others
+	foreign bool        // came from outside: its listening outlives us, it is never shut down
+	spare   bool        // in the kernel's array, given to nobody
+	tainted bool        // its place in the kernel's array is not known for certain
 }
 
 // Inode is the socket's inode number, by which the kernel's tables name it.

@@ -143,11 +143,15 @@ func (s *Socket) openInet() error {
 
 // bindInet makes one socket of an inet address, listening if it is TCP.
 //
-// The first one is bound without SO_REUSEPORT, so that an address in use is an
-// error as everywhere else, and gets the option between bind and listen; all
-// others carry it from the start (join) and so can only follow a first one of
-// the same user.
+// The first one binds and listens without SO_REUSEPORT, so that an address in
+// use is an error as everywhere else (listenFirst); all others carry the option
+// from the start (join) and so can only follow a first one of the same user.
 func (s *Socket) bindInet(t inetTarget, join bool) (*Member, error) {
+	return s.bindInetWith(t, join, func(int) {})
+}
+
+// bindInetWith calls prepare with the new descriptor before it is bound.
+func (s *Socket) bindInetWith(t inetTarget, join bool, prepare func(fd int)) (*Member, error) {
 	kind, proto := syscall.SOCK_STREAM, syscall.IPPROTO_TCP
 	if s.network == "udp" {
 		kind, proto = syscall.SOCK_DGRAM, syscall.IPPROTO_UDP
@@ -156,6 +160,7 @@ func (s *Socket) bindInet(t inetTarget, join bool) (*Member, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
+	prepare(fd)
 	if err := s.bindInetTo(fd, t, join); err != nil {
 		closeDescriptor(fd)
 		return nil, err
@@ -182,12 +187,10 @@ func (s *Socket) bindInetTo(fd int, t inetTarget, join bool) error {
 	if s.network != "tcp" {
 		return nil
 	}
-	if s.mayGroup() {
-		if err := enableReusePort(fd); err != nil {
-			return os.NewSyscallError("setsockopt SO_REUSEPORT", err)
-		}
+	if !join {
+		return s.listenFirst(fd)
 	}
-	return os.NewSyscallError("listen", syscall.Listen(fd, s.backlog))
+	return listenAgain(fd, s.backlog)
 }
 
 func setInetOptions(fd int, t inetTarget, stream bool) error {
@@ -258,6 +261,9 @@ func (s *Socket) adopt(m *Member, kind int) error {
 		return os.NewSyscallError("getsockname", err)
 	}
 	stream := kind == syscall.SOCK_STREAM
+	if !stream && kind != syscall.SOCK_DGRAM {
+		return errors.New("it is neither a stream nor a datagram socket")
+	}
 	switch _, unix := sa.(*syscall.SockaddrUnix); {
 	case unix && stream:
 		s.network = "unix"

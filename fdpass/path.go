@@ -34,7 +34,12 @@ func (s *Socket) openUnix() error {
 	}
 	m.spare = true
 	s.members = append(s.members, m)
-	return s.showPath(m)
+	// Not by rename: a second master that starts now must not lose to us.
+	err = os.Link(m.path, s.addr.Path)
+	if errors.Is(err, fs.ErrExist) {
+		return os.NewSyscallError("bind", syscall.EADDRINUSE)
+	}
+	return err
 }
 
 func (s *Socket) openShared(path string) error {
@@ -66,7 +71,57 @@ func clearStale(path string, stream bool) error {
 	if live {
 		return os.NewSyscallError("bind", syscall.EADDRINUSE)
 	}
-	return os.Remove(path)
+	return removeStale(path, info, stream)
+}
+
+// removeStale takes the file away to look at it once more: another master may
+// have put its own there since, and gets it back. A master that was killed left
+// a second name of the same file beside it.
+func removeStale(path string, info fs.FileInfo, stream bool) error {
+	var live bool
+	err := withFreeName(path, func(name string) (err error) {
+		live, err = lookAside(path, name, stream)
+		return err
+	})
+	switch {
+	case live:
+		return os.NewSyscallError("bind", syscall.EADDRINUSE)
+	case err != nil && !errors.Is(err, fs.ErrNotExist): // gone: another one was faster
+		return err
+	}
+	removeOtherNames(path, info)
+	return nil
+}
+
+// lookAside moves the file at path to name, and back where somebody listens on
+// it.
+func lookAside(path, name string, stream bool) (live bool, err error) {
+	if _, err := os.Lstat(name); err == nil {
+		return false, syscall.EEXIST // rename would replace it
+	}
+	if err := os.Rename(path, name); err != nil {
+		return false, err
+	}
+	defer removePath(name)
+	if live, err = answers(name, stream); live || err != nil {
+		err = errors.Join(err, os.Link(name, path))
+	}
+	return live, err
+}
+
+// removeOtherNames removes the names of ours that lead to the same dead socket.
+func removeOtherNames(path string, info fs.FileInfo) {
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Nlink < 2 {
+		return
+	}
+	dir, base := filepath.Split(path)
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		other, err := e.Info()
+		if err == nil && len(e.Name()) == len(randomName(len(base))) && os.SameFile(info, other) {
+			removePath(dir + e.Name())
+		}
+	}
 }
 
 // answers tells whether somebody listens at path. A queue that is full
@@ -119,10 +174,15 @@ func (s *Socket) bindUnix(path string) (*Member, error) {
 		return nil, err
 	}
 	m, err := s.newMember(fd)
-	if err == nil && !strings.HasPrefix(path, "@") {
-		m.path = path
+	if err != nil {
+		removePath(path)
+		return nil, err
 	}
-	return m, err
+	if !strings.HasPrefix(path, "@") {
+		m.path = path
+		m.file, _ = os.Lstat(path) // without it the name is never known as ours
+	}
+	return m, nil
 }
 
 func (s *Socket) permit(path string) error {
@@ -225,12 +285,8 @@ func (s *Socket) showPath(m *Member) error {
 }
 
 func (s *Socket) showsPath(m *Member) bool {
-	want, err := os.Lstat(m.path)
-	if err != nil {
-		return false
-	}
 	have, err := os.Lstat(s.addr.Path)
-	return err == nil && os.SameFile(want, have)
+	return err == nil && m.file != nil && os.SameFile(m.file, have)
 }
 
 // Mend puts a unix path back that a leaving worker has removed, and tells
@@ -248,22 +304,21 @@ func (s *Socket) Mend() (bool, error) {
 func (s *Socket) leavePath(m *Member) {
 	removePath(m.path)
 	closeDescriptor(m.fd)
+	s.stopServing(m)
 	s.remove(m)
 }
 
 // hidePath takes the path away from new clients, if it is still ours.
 func (s *Socket) hidePath() {
 	for _, m := range s.members {
-		if m.path == s.addr.Path || s.showsPath(m) {
+		if s.showsPath(m) {
 			removePath(s.addr.Path)
 		}
 	}
 }
 
 func (s *Socket) closePath() {
-	if s.how == Renamed || s.IsUnix() && s.addr.Path != "" {
-		s.hidePath()
-	}
+	s.hidePath()
 	for _, m := range s.members {
 		if m.path != s.addr.Path {
 			removePath(m.path)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -31,9 +32,10 @@ type shimOrder struct {
 	ListenPID  bool        `json:"listen_pid,omitempty"`
 	Credential *Credential `json:"credential,omitempty"`
 	Umask      *int        `json:"umask,omitempty"`
-	Dir        string      `json:"dir,omitempty"`
+	Dir        []byte      `json:"dir,omitempty"` // as bytes: a name need not be UTF-8
 	DirMayFail bool        `json:"dir_may_fail,omitempty"`
 	KeepHUP    bool        `json:"keep_hup,omitempty"`
+	Kept       bool        `json:"kept,omitempty"`
 }
 
 // Program is a worker to be started.
@@ -47,6 +49,11 @@ type Program struct {
 	Dir        string
 	DirMayFail bool // stay in the master's directory if Dir is gone
 	KeepHUP    bool // leave SIGHUP ignored if it is (nohup)
+
+	// Kept is run in place of what Command[0] names, if not nil: an
+	// executable that is open, wherever its file may be by now. It stays
+	// the caller's.
+	Kept *os.File
 }
 
 // StartError says why a program could not be started: which step failed on
@@ -118,6 +125,12 @@ func (p Program) start(status *os.File) (*Started, error) {
 		SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
 	}
 	for _, m := range p.Members {
+		if m.socket.how == Steered && m.users == 1 {
+			// Whoever had it before may have made it non-blocking.
+			if err := m.makeFresh(); err != nil {
+				return nil, err
+			}
+		}
 		f, err := m.Duplicate()
 		if err != nil {
 			return nil, err
@@ -126,9 +139,13 @@ func (p Program) start(status *os.File) (*Started, error) {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 	}
 	cmd.ExtraFiles = append(cmd.ExtraFiles, status)
+	if p.Kept != nil {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, p.Kept)
+	}
 	order, err := json.Marshal(shimOrder{
 		Status: listenFDsStart + len(p.Members), ListenPID: p.ListenPID, Credential: p.Credential,
-		Umask: p.Umask, Dir: p.Dir, DirMayFail: p.DirMayFail, KeepHUP: p.KeepHUP,
+		Umask: p.Umask, Dir: []byte(p.Dir), DirMayFail: p.DirMayFail, KeepHUP: p.KeepHUP,
+		Kept: p.Kept != nil,
 	})
 	if err != nil {
 		return nil, err
@@ -178,21 +195,33 @@ func RunShimIfAsked() {
 	if !asked {
 		return
 	}
-	var o shimOrder
-	if err := json.Unmarshal([]byte(order), &o); err != nil {
+	o, err := parseShimOrder(order)
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "moult: cannot read the order of the master:", err)
 		os.Exit(1)
 	}
 	runtime.LockOSThread() // mask and ids belong to the thread that execs
-	err := o.become(os.Args[1:])
+	failed := o.become(os.Args[1:])
 	status := os.NewFile(uintptr(o.Status), "status")
-	_ = json.NewEncoder(status).Encode(err)
-	os.Exit(err.ExitCode())
+	_ = json.NewEncoder(status).Encode(failed)
+	os.Exit(failed.ExitCode())
+}
+
+// parseShimOrder returns the zero order with an error.
+func parseShimOrder(text string) (shimOrder, error) {
+	var o shimOrder
+	if err := json.Unmarshal([]byte(text), &o); err != nil {
+		return shimOrder{}, err
+	}
+	if o.Status < listenFDsStart {
+		return shimOrder{}, fmt.Errorf("descriptor %d cannot be the status pipe", o.Status)
+	}
+	return o, nil
 }
 
 // become turns this process into the worker; it returns only what stopped it.
 func (o shimOrder) become(argv []string) *StartError {
-	syscall.CloseOnExec(o.Status)
+	closeFrom(o.Status)
 	os.Unsetenv(shimVariable)
 	if o.ListenPID {
 		os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
@@ -207,7 +236,19 @@ func (o shimOrder) become(argv []string) *StartError {
 		return err
 	}
 	resetSignals(o.KeepHUP)
+	if o.Kept {
+		return o.executeKept(argv)
+	}
 	return execute(argv)
+}
+
+// executeKept becomes the program on the descriptor behind the status pipe.
+// After a change of the user the kernel hides /proc/self from the process
+// itself; being dumpable again, as it will be after execve, opens it.
+func (o shimOrder) executeKept(argv []string) *StartError {
+	makeDumpable()
+	path := "/proc/self/fd/" + strconv.Itoa(o.Status+1)
+	return refusal(path, errnoOf(syscall.Exec(path, argv, os.Environ())))
 }
 
 // assume changes the ids in the one order that works: the groups while there
@@ -268,16 +309,21 @@ func (c *Credential) name() string {
 }
 
 func (o shimOrder) enter() *StartError {
-	if o.Dir == "" {
+	dir := string(o.Dir)
+	if dir == "" {
 		return nil
 	}
-	if err := syscall.Chdir(o.Dir); err != nil {
+	if err := syscall.Chdir(dir); err != nil {
 		if o.DirMayFail {
 			return nil
 		}
-		return &StartError{Step: "enter directory", What: o.Dir, Err: errnoOf(err)}
+		return &StartError{Step: "enter directory", What: dir, Err: errnoOf(err)}
 	}
-	os.Setenv("PWD", o.Dir)
+	if filepath.IsAbs(dir) {
+		os.Setenv("PWD", dir)
+	} else {
+		os.Unsetenv("PWD")
+	}
 	return nil
 }
 
@@ -304,8 +350,15 @@ func candidates(command string) []string {
 	if strings.Contains(command, "/") {
 		return []string{command}
 	}
+	if command == "" {
+		return nil
+	}
+	list, set := os.LookupEnv("PATH")
+	if !set {
+		list = "/bin:/usr/bin" // as execvp(3), which leaves the directory out
+	}
 	var paths []string
-	for _, dir := range strings.Split(os.Getenv("PATH"), ":") {
+	for _, dir := range strings.Split(list, ":") {
 		if dir == "" {
 			dir = "."
 		}

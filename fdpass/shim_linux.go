@@ -1,6 +1,9 @@
 package fdpass
 
 import (
+	"math"
+	"os"
+	"strconv"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -9,7 +12,7 @@ import (
 // kernelSigaction is struct sigaction as rt_sigaction(2) takes it.
 type kernelSigaction struct {
 	handler  uintptr
-	flags    uint64
+	flags    uintptr
 	restorer uintptr
 	mask     uint64
 }
@@ -33,3 +36,22 @@ func resetSignals(keepHUP bool) {
 	var none unix.Sigset_t
 	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil)
 }
+
+// closeFrom marks the descriptors from first on close-on-exec: the status pipe,
+// and what the master's starter left open in it, which no worker was meant to
+// get.
+func closeFrom(first int) {
+	err := unix.CloseRange(uint(first), math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+	if err == nil {
+		return
+	}
+	unix.CloseOnExec(first) // before Linux 5.11
+	entries, _ := os.ReadDir("/proc/self/fd")
+	for _, e := range entries {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > first {
+			unix.CloseOnExec(fd)
+		}
+	}
+}
+
+func makeDumpable() { _ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0) }

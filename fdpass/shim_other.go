@@ -20,3 +20,8 @@ func resetSignals(keepHUP bool) {
 		signal.Notify(handled, sig)
 	}
 }
+
+// closeFrom keeps the status pipe from the worker.
+func closeFrom(first int) { syscall.CloseOnExec(first) }
+
+func makeDumpable() {}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -45,8 +46,9 @@ type Socket struct {
 
 	members []*Member // steered: mirror of the kernel's array, in its order
 	serving []*Member // those that get new connections
-	probe   *Probe    // the program has a rule for it
-	refused bool      // new connections are turned away: the end has come
+	probes  []*Probe  // the program has a rule for each
+	at      *inetTarget
+	refused bool // new connections are turned away: the end has come
 }
 
 // Addr is the address as it was asked for.
@@ -81,7 +83,9 @@ func (s *Socket) IsUnix() bool { return strings.HasPrefix(s.network, "unix") }
 
 // Inherited tells that the socket came from outside, whose maker will hold it
 // when we are gone.
-func (s *Socket) Inherited() bool { return len(s.members) > 0 && s.members[0].foreign }
+func (s *Socket) Inherited() bool {
+	return slices.ContainsFunc(s.members, func(m *Member) bool { return m.foreign })
+}
 
 // IsStream tells sockets that accept connections from datagram ones.
 func (s *Socket) IsStream() bool { return s.network == "tcp" || s.network == "unix" }
@@ -130,8 +134,14 @@ func (s *Socket) join(gen int) (*Member, error) {
 // Steer names the members that get new connections from now on. A packet that
 // another CPU has in hand at this moment may still go by the old rule: Barrier
 // waits for it. Handshakes that began before end in the member they began in.
+//
+// With an error the old members go on. After Refuse nothing is steered any more.
 func (s *Socket) Steer(serving []*Member) error {
-	s.serving = serving
+	if s.refused {
+		return nil
+	}
+	before := s.serving
+	s.serving = slices.Clone(serving)
 	var err error
 	switch s.how {
 	case Steered:
@@ -140,6 +150,7 @@ func (s *Socket) Steer(serving []*Member) error {
 		err = s.steerPath()
 	}
 	if err != nil {
+		s.serving = before
 		return fmt.Errorf("cannot steer new connections on %s: %w", s.addr.Name, err)
 	}
 	return nil
@@ -147,12 +158,12 @@ func (s *Socket) Steer(serving []*Member) error {
 
 // Serving tells whether new connections may reach m.
 func (s *Socket) Serving(m *Member) bool {
-	for _, x := range s.serving {
-		if x == m {
-			return true
-		}
-	}
-	return s.how == Shared
+	return s.how == Shared || slices.Contains(s.serving, m)
+}
+
+// stopServing forgets a member without touching the caller's list.
+func (s *Socket) stopServing(m *Member) {
+	s.serving = slices.DeleteFunc(slices.Clone(s.serving), func(x *Member) bool { return x == m })
 }
 
 // Leave gives a member back when the worker that had it is gone. Connections
@@ -177,6 +188,10 @@ func (s *Socket) Relisten(m *Member) error {
 	if !s.IsStream() || m.foreign {
 		return nil
 	}
+	if s.how == Steered && !isListening(m.fd) {
+		// Listening again would put it into the kernel's array unseen.
+		return fmt.Errorf("cannot restore the queue of %s: the worker has shut its socket down", s.addr.Name)
+	}
 	return listenAgain(m.fd, s.backlog)
 }
 
@@ -198,25 +213,19 @@ func (s *Socket) Refuse() error {
 // Close gives all members back to the kernel and removes a unix path that is
 // still ours.
 func (s *Socket) Close() {
-	if s.probe != nil {
-		s.probe.Close()
-	}
 	s.closePath()
 	for _, m := range s.members {
 		closeDescriptor(m.fd)
 	}
-	s.members, s.serving = nil, nil
+	s.members, s.serving, s.probes = nil, nil, nil
 }
 
 // remove takes m out of the slice of members in the order in which the kernel
 // does it: the last one takes the free place.
 func (s *Socket) remove(m *Member) {
-	for i, x := range s.members {
-		if x == m {
-			last := len(s.members) - 1
-			s.members[i] = s.members[last]
-			s.members = s.members[:last]
-			return
-		}
+	if i := slices.Index(s.members, m); i >= 0 {
+		last := len(s.members) - 1
+		s.members[i] = s.members[last]
+		s.members = s.members[:last]
 	}
 }

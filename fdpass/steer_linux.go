@@ -2,7 +2,7 @@ package fdpass
 
 import (
 	"encoding/binary"
-	"errors"
+	"fmt"
 	"net/netip"
 
 	"golang.org/x/net/bpf"
@@ -20,7 +20,7 @@ const (
 	v4TCP      = 20
 	v6Source   = 8
 	v6TCP      = 40
-	maxMembers = 250 // a conditional jump reaches 255 instructions
+	maxMembers = 1000 // at two instructions each, what net.core.optmem_max allows
 )
 
 // probeRule sends the connection from one chosen source to one member.
@@ -32,13 +32,13 @@ type probeRule struct {
 // steeringProgram is what SO_ATTACH_REUSEPORT_CBPF runs for each new
 // connection: it returns the index of the member that gets it. Several members
 // get a random share each.
-func steeringProgram(indices []int, probe *probeRule) ([]unix.SockFilter, error) {
+func steeringProgram(indices []int, probes []probeRule) ([]unix.SockFilter, error) {
 	if len(indices) == 0 || len(indices) > maxMembers {
-		return nil, errors.New("a group has between 1 and 250 serving members")
+		return nil, fmt.Errorf("a group has between 1 and %d serving members", maxMembers)
 	}
 	var program []bpf.Instruction
-	if probe != nil {
-		program = append(program, matchSource(probe.from, uint32(probe.index))...)
+	for _, p := range probes {
+		program = append(program, matchSource(p.from, uint32(p.index))...)
 	}
 	return assemble(append(program, spread(indices)...))
 }

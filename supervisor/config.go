@@ -45,6 +45,7 @@ const (
 // its default unless it says so: Defaults has those.
 type Config struct {
 	Name      string
+	Version   string   // of moult itself, for status
 	Command   []string // may contain {fd:NAME} and its like
 	Addresses []fdpass.Address
 	Share     bool // --handover share

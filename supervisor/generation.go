@@ -7,17 +7,27 @@ import (
 	"time"
 
 	"github.com/moult/moult/fdpass"
+	"github.com/moult/moult/supervisor/control/api"
 	"github.com/moult/moult/supervisor/observe"
 )
 
 // A generation is one start of the program: Config.Workers slots with a worker
 // each.
 type generation struct {
-	number   int
-	key      int // names it to Socket.Join; unique where number is not (failed upgrades)
-	slots    []*slot
-	retired  bool // others serve: its workers are not replaced
-	failed   bool // it never served: nothing is owed to what waits in its queues
+	number  int
+	key     int // names it to Socket.Join; unique where number is not (failed upgrades)
+	slots   []*slot
+	retired bool // others serve: its workers are not replaced
+	failed  bool // it never served: nothing is owed to what waits in its queues
+
+	ops     operations   // who waits for this upgrade, and then for the end of its drain
+	began   time.Time    // of the start
+	record  *api.Upgrade // the upgrade that replaced this generation
+	drains  time.Time    // since when it does
+	kept    *keptProgram // what it runs instead of the command's file: it is a rollback
+	program *keptProgram // what it runs
+	ended   *int         // the status of the worker whose end made the start fail
+
 	notifies bool // a worker of it has sent READY=1
 	hurried  bool // was told to end early
 }
@@ -25,14 +35,15 @@ type generation struct {
 // A slot is a worker's place in its generation: the members stay when the
 // worker goes, and its replacement gets the same.
 type slot struct {
-	gen     *generation
-	members []*fdpass.Member
-	worker  *worker
-	backoff backoff
-	startAt time.Time // when the replacement is due; zero: none is
-	leaving bool      // retired alone (one worker fewer)
-	waits   bool      // for a failed start to let go of the members
-	emptied bool      // was started once more to serve what waited in its queue
+	gen      *generation
+	members  []*fdpass.Member
+	worker   *worker
+	backoff  backoff
+	startAt  time.Time // when the replacement is due; zero: none is
+	leaving  bool      // retired alone (one worker fewer)
+	restarts int
+	waits    bool // for a failed start to let go of the members
+	emptied  bool // was started once more to serve what waited in its queue
 }
 
 // startGeneration begins what ends in evReady or evFailed.
@@ -42,7 +53,9 @@ func (s *Supervisor) startGeneration() {
 	if s.serving != nil {
 		g.number = s.serving.number + 1
 	}
+	g.kept, s.rollback = s.rollback, nil
 	s.next = g
+	s.upgradeStarted(g)
 	if err := s.furnish(g); err != nil {
 		s.fail(g, err, 1)
 		return
@@ -60,6 +73,7 @@ func (s *Supervisor) startGeneration() {
 		}
 		s.startWorker(sl)
 	}
+	s.tellStarted(g)
 }
 
 // furnish gives every slot its sockets. Where the whole serving generation is
@@ -263,9 +277,19 @@ func (s *Supervisor) promote(from phase) {
 		s.writePIDFile()
 	} else {
 		s.tell(from, "", "upgraded")
+		s.upgradeDone(g, old)
+		s.keepPrevious(old)
 		s.retire(old)
 	}
 	s.fitToSize(g)
+}
+
+// keepPrevious remembers the program that has served until now, for a rollback.
+func (s *Supervisor) keepPrevious(old *generation) {
+	if s.previous != nil && s.previous != s.serving.kept {
+		s.previous.close()
+	}
+	s.previous, old.program = old.program, nil
 }
 
 // fitToSize adds or takes away the workers that were asked for while the
@@ -397,6 +421,7 @@ func (s *Supervisor) fail(g *generation, cause error, code int) {
 	if s.serving == nil {
 		s.exit = Exit{Code: code, Err: cause}
 	}
+	s.upgradeFailed(g, cause.Error())
 	s.happenBecause(evFailed, cause.Error())
 }
 
@@ -508,6 +533,11 @@ func (s *Supervisor) forgetGone() {
 			continue
 		}
 		s.log.Info().Int("generation", g.number).Msg("generation gone")
+		s.drained(g)
+		g.program.close()
+		if g.kept != s.previous {
+			g.kept.close()
+		}
 	}
 	s.old = left
 	if s.serving != nil {
@@ -539,6 +569,7 @@ func (g *generation) dropEmpty(servingOn bool) {
 // stopAll drains everything: what is queued is served, later clients are
 // refused.
 func (s *Supervisor) stopAll() {
+	s.stopWaiting()
 	s.dropNext("asked to stop")
 	for _, sock := range s.sockets {
 		if err := sock.Refuse(); err != nil {
@@ -558,6 +589,7 @@ func (s *Supervisor) stopAll() {
 }
 
 func (s *Supervisor) killAll() {
+	s.stopWaiting()
 	s.dropNext("asked to end at once")
 	if g := s.serving; g != nil {
 		s.serving = nil

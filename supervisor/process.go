@@ -13,11 +13,12 @@ import (
 
 // A worker is one process from fork until nothing of its tree is left.
 type worker struct {
-	master *Supervisor
-	slot   *slot
-	number int // its generation's, which outlives the slot's link to it
-	pid    int
-	mark   string // in its environment: tells its orphans from others
+	master  *Supervisor
+	slot    *slot
+	number  int // its generation's, which outlives the slot's link to it
+	pid     int
+	command []string
+	mark    string // in its environment: tells its orphans from others
 
 	state    workerState
 	before   workerState // what it was doing when its main process ended
@@ -98,6 +99,12 @@ func (s *Supervisor) program(w *worker) (fdpass.Program, error) {
 		return p, err
 	}
 	w.credential = p.Credential
+	if kept := w.slot.gen.kept; kept != nil {
+		if err := kept.usable(); err != nil {
+			return p, err
+		}
+		p.Kept = kept.file
+	}
 	if p.Env, err = s.environment(w, hand); err != nil {
 		return p, err
 	}
@@ -108,6 +115,7 @@ func (s *Supervisor) program(w *worker) (fdpass.Program, error) {
 		}
 		p.Command = append(p.Command, expanded)
 	}
+	w.command = p.Command
 	return p, nil
 }
 
@@ -151,6 +159,9 @@ func (w *worker) execResult(err error) {
 	if w.reaped {
 		w.afterExit()
 		return
+	}
+	if err == nil && w.slot.gen.program == nil {
+		w.slot.gen.program = keep(w.pid)
 	}
 	if w.state == starting {
 		w.pollSoon(time.Now())
@@ -347,6 +358,10 @@ func (w *worker) forget() {
 	}
 	switch g := sl.gen; {
 	case g == s.next:
+		if w.execErr == nil {
+			status := exitStatus(w.status)
+			g.ended = &status
+		}
 		s.fail(g, w.startFailure(), w.exitCode())
 	case g.retired || sl.leaving:
 		s.afterDrain(w)
@@ -459,6 +474,7 @@ func (s *Supervisor) crashed(w *worker) {
 // restartLater plans the replacement; it is never made on the spot, so that a
 // start that fails at once does not lead to the next from within itself.
 func (s *Supervisor) restartLater(sl *slot, lived time.Duration) {
+	sl.restarts++
 	delay := sl.backoff.next(lived)
 	sl.startAt = time.Now().Add(delay)
 	if delay > 0 {

@@ -19,6 +19,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/moult/moult/fdpass"
+	"github.com/moult/moult/supervisor/control/api"
 )
 
 // Supervisor is one master. New makes it, Run runs it once.
@@ -46,7 +47,14 @@ type Supervisor struct {
 	keys    int // numbers generations for Join, failed ones included
 
 	failures  failures
-	diesAt    bool // an earlier worker died of the drain signal: it does not drain by itself
+	started   time.Time
+	upgrades  api.Upgrades
+	asked     operations   // wait for the next upgrade to begin
+	leaving   operations   // wait for the end
+	rollback  *keptProgram // what the next start shall run; nil: what the command names
+	previous  *keptProgram // what served before
+	shown     int          // the generation that was named last
+	diesAt    bool         // an earlier worker died of the drain signal: it does not drain by itself
 	exit      Exit
 	pathWatch *pathWatch
 	pidFile   bool
@@ -82,6 +90,7 @@ func (s *Supervisor) Close() {
 	s.closing.Do(func() {
 		close(s.done)
 		s.closeSockets()
+		s.previous.close()
 	})
 }
 
@@ -104,7 +113,8 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}
 	s.timer = time.NewTimer(time.Hour)
 	defer s.timer.Stop()
-	s.since = time.Now()
+	s.started = time.Now()
+	s.since = s.started
 	s.logSockets()
 	s.startGeneration()
 	s.loop(ctx)
@@ -279,6 +289,7 @@ func (s *Supervisor) perform(do action, from phase, reason string) {
 		s.log.Info().Str("reason", reason).Msg("stopping already: no upgrade follows")
 	case doExit:
 		s.tell(from, "", "ended")
+		s.leaving.end(api.Event{Event: api.EventDone, From: s.shown})
 	}
 	if do == doPromoteNew || do == doFailNew {
 		s.startGeneration()
@@ -293,6 +304,7 @@ func (s *Supervisor) complain(from phase, reason, message string) {
 }
 
 func (s *Supervisor) tellOf(from phase, reason, message string, trouble bool) {
+	s.shown = s.number()
 	now := time.Now()
 	s.report(Transition{Generation: s.number(), From: from.String(), To: s.phase.String(), Reason: reason, Took: now.Sub(s.since), Trouble: trouble}, message)
 	s.since = now
@@ -306,7 +318,7 @@ func (s *Supervisor) number() int {
 	case s.next != nil:
 		return s.next.number
 	}
-	return 0
+	return s.shown
 }
 
 // report writes the one line of a transition, and tells who asked to hear.

@@ -48,6 +48,7 @@ func newApp(version string) *cli.App {
 	}
 	app.Commands = []*cli.Command{
 		runCommand(), checkCommand(),
+		demoCommand(), demoWorkerCommand(),
 		{Name: "version", Usage: "print the version", Action: func(c *cli.Context) error {
 			_, err := fmt.Fprintln(c.App.Writer, "moult", c.App.Version)
 			return err
