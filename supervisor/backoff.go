@@ -28,7 +28,7 @@ func (b *backoff) next(lived time.Duration) time.Duration {
 	}
 	delay := b.min
 	for range b.crashes - 2 {
-		if delay *= 2; delay >= b.max {
+		if delay = min(2*delay, b.max); delay == b.max {
 			break
 		}
 	}

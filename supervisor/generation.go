@@ -80,6 +80,9 @@ func (s *Supervisor) startGeneration() {
 // dead, the new one takes its members over: what waits in their queues is
 // served by a program that works.
 func (s *Supervisor) furnish(g *generation) error {
+	if err := s.refuseForeign(); err != nil {
+		return err
+	}
 	var inherited []*slot
 	if s.serving != nil && s.serving.dead(time.Now()) {
 		g.key = s.serving.key
@@ -119,9 +122,6 @@ func (g *generation) dead(now time.Time) bool {
 
 func (s *Supervisor) join(sl *slot) error {
 	for _, sock := range s.sockets {
-		if err := refuseForeign(sock); err != nil {
-			return err
-		}
 		m, err := sock.Join(sl.gen.key)
 		if err != nil {
 			return err
@@ -129,49 +129,6 @@ func (s *Supervisor) join(sl *slot) error {
 		sl.members = append(sl.members, m)
 	}
 	return nil
-}
-
-// refuseForeign finds listeners that another program of the same user has put
-// into the group: they would shift the indices that the program names.
-func refuseForeign(sock *fdpass.Socket) error {
-	if how, _ := sock.How(); how != fdpass.Steered {
-		return nil
-	}
-	listeners, err := observe.Listeners(uint16(sock.Port()))
-	if err != nil {
-		return nil // cannot be seen here; steering itself works
-	}
-	ours := map[uint64]bool{}
-	for _, m := range sock.Members() {
-		ours[m.Inode()] = true
-	}
-	for _, l := range listeners {
-		if !ours[l.Inode] && sameAddress(l, sock, listeners) {
-			return fmt.Errorf("cannot upgrade on %s: %w%s", sock.Bound(), fdpass.ErrLost, holders(l.Inode))
-		}
-	}
-	return nil
-}
-
-// sameAddress compares with one of our own members, as the kernel shows it.
-func sameAddress(l observe.Listener, sock *fdpass.Socket, all []observe.Listener) bool {
-	for _, own := range all {
-		for _, m := range sock.Members() {
-			if own.Inode == m.Inode() && own.Local == l.Local && own.V6Only == l.V6Only {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-func holders(inode uint64) string {
-	for _, pid := range observe.Holders(inode) {
-		if p, err := observe.ReadProc(pid); err == nil {
-			return fmt.Sprintf(": %s, pid %d", p.Comm, pid)
-		}
-	}
-	return ""
 }
 
 // steer sends new connections to the generation's members from now on.
@@ -205,10 +162,8 @@ func (g *generation) membersOf(i int) []*fdpass.Member {
 }
 
 func appendNew(list []*fdpass.Member, m *fdpass.Member) []*fdpass.Member {
-	for _, x := range list {
-		if x == m {
-			return list
-		}
+	if slices.Contains(list, m) {
+		return list
 	}
 	return append(list, m)
 }
@@ -244,10 +199,8 @@ func (s *Supervisor) happenReady(g *generation) {
 }
 
 func (s *Supervisor) confirm(g *generation) error {
-	for _, sock := range s.sockets {
-		if err := refuseForeign(sock); err != nil {
-			return err
-		}
+	if err := s.refuseForeign(); err != nil {
+		return err
 	}
 	if err := s.steer(g); err != nil {
 		if s.serving != nil {
@@ -295,7 +248,7 @@ func (s *Supervisor) keepPrevious(old *generation) {
 // fitToSize adds or takes away the workers that were asked for while the
 // generation started.
 func (s *Supervisor) fitToSize(g *generation) {
-	for len(g.slots) < s.wanted && s.addWorker(g) {
+	for s.serving == g && len(g.slots) < s.wanted && s.addWorker(g) {
 	}
 	for range len(g.slots) - s.wanted {
 		s.removeWorker(g)
@@ -499,7 +452,11 @@ func (s *Supervisor) scale(by int) {
 
 func (s *Supervisor) addWorker(g *generation) bool {
 	sl := &slot{gen: g, backoff: backoff{min: s.cfg.RestartMin, max: s.cfg.RestartMax}}
-	if err := s.join(sl); err != nil {
+	err := s.refuseForeign()
+	if err == nil {
+		err = s.join(sl)
+	}
+	if err != nil {
 		s.log.Error().Err(err).Msg("cannot add a worker")
 		s.release(sl)
 		s.wanted--

@@ -22,6 +22,11 @@ type host struct {
 	reap func(pid int) syscall.WaitStatus
 	// leftovers lists what is left of a tree whose main process has ended.
 	leftovers func(*worker) []int
+	// notify opens the socket by which a worker says that it is ready; nil
+	// where there is none.
+	notify func(*worker) (*notifySocket, error)
+	// trim gives memory back.
+	trim func()
 }
 
 // started is a forked program whose exec may still fail.
@@ -45,5 +50,7 @@ func realHost() host {
 		nextEnded: nextEnded,
 		reap:      reap,
 		leftovers: leftovers,
+		notify:    listenNotify,
+		trim:      trim,
 	}
 }

@@ -20,8 +20,6 @@ type leftover struct {
 	paths  []string // names that the unix sockets were bound to
 	conns  map[observe.Peer]*remaining
 	began  bool
-
-	helped time.Time // when idle connections were ended last
 }
 
 type remaining struct {
@@ -132,9 +130,9 @@ func (l *leftover) unknown() bool {
 	return false
 }
 
-// idleOver tells whether all that remains is idle keep-alive connections, for
-// which waiting longer changes nothing, and helps them to end where the server
-// is known not to do so itself.
+// idleOver tells whether all that remains is idle keep-alive connections of a
+// server that will end them itself, for which waiting longer changes nothing.
+// Where the server is known not to do so it helps them to end.
 func (l *leftover) idleOver(now time.Time) bool {
 	after := idleAfter
 	if l.worker.master.cfg.EndIdle > 0 {
@@ -151,16 +149,14 @@ func (l *leftover) idleOver(now time.Time) bool {
 		}
 	}
 	if len(end) > 0 && l.worker.helpsIdle() {
-		l.help(end, now)
-		return false
+		l.help(end)
 	}
-	return !busy && (l.helped.IsZero() || now.Sub(l.helped) >= idleAfter)
+	return !busy && l.worker.master.habit == habitFinishes
 }
 
 // help ends the server's half of idle connections: it reads the client's
 // goodbye and closes. No packet leaves before it does.
-func (l *leftover) help(end map[uint64]*remaining, now time.Time) {
-	l.helped = now
+func (l *leftover) help(end map[uint64]*remaining) {
 	for _, r := range end {
 		r.ended = true // once: what does not work now will not work later
 	}
@@ -185,7 +181,7 @@ func (w *worker) helpsIdle() bool {
 	case EndIdleOff:
 		return false
 	case EndIdleAuto:
-		return w.master.diesAt || observe.Handles(w.pid, cfg.DrainSignal) == observe.No
+		return w.master.habit == habitDies || observe.Handles(w.pid, cfg.DrainSignal) == observe.No
 	}
 	return true
 }
@@ -197,14 +193,20 @@ func (w *worker) helpsIdle() bool {
 // the request before it look simultaneous, but so does an answer and the
 // request after it. What tells them apart is the acknowledgement: a client
 // that says nothing more acknowledges the answer by itself, within the time
-// that acknowledgements are delayed.
+// that acknowledgements are delayed. At the start of a connection it does so at
+// once; but where only one segment has come in at all, what was sent after it is
+// its answer.
 func idle(c observe.Conn, after time.Duration) bool {
 	const delayedAck = 300 * time.Millisecond
-	if c.State != observe.Established || c.RecvQ > 0 || c.SendQ > 0 || min(c.LastSent, c.LastRecv) < after {
+	switch {
+	case c.State != observe.Established || c.RecvQ > 0 || c.SendQ > 0 || min(c.LastSent, c.LastRecv) < after:
 		return false
-	}
-	if c.LastSent < c.LastRecv {
+	case c.LastSent != c.LastRecv:
+		return c.LastSent < c.LastRecv
+	case c.DataSegsOut == 0: // both are the time at which the connection began
+		return false
+	case c.DataSegsIn == 1:
 		return true
 	}
-	return c.LastSent == c.LastRecv && c.LastAck < c.LastSent && c.LastSent-c.LastAck < delayedAck
+	return c.LastAck < c.LastSent && c.LastSent-c.LastAck < delayedAck
 }

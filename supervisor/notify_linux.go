@@ -57,7 +57,12 @@ func passCredentials(conn *net.UnixConn) error {
 	return inner
 }
 
-func (n *notifySocket) environ() []string { return []string{"NOTIFY_SOCKET=" + n.name} }
+func (n *notifySocket) environ() []string {
+	if n == nil {
+		return nil
+	}
+	return []string{"NOTIFY_SOCKET=" + n.name}
+}
 
 func (n *notifySocket) close() {
 	if n != nil {

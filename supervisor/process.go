@@ -383,12 +383,25 @@ func (s *Supervisor) inherit(heir *slot) {
 	heir.startAt = time.Now()
 }
 
-// learn remembers of a program what its worker has shown: that the drain
-// signal ends it on the spot, so that the next one's idle connections are
-// better ended before.
+// habit is what the drain signal does to the program, as far as its workers
+// have shown.
+type habit uint8
+
+const (
+	habitUnknown  habit = iota
+	habitDies           // it ends on the spot
+	habitFinishes       // it ends by itself
+)
+
+// learn remembers what the drain signal did to this worker. The next one may be
+// another program, but seldom is in this.
 func (w *worker) learn() {
-	if w.drained {
-		w.master.diesAt = w.status.Signaled() && w.status.Signal() == w.master.cfg.DrainSignal
+	switch {
+	case !w.drained || w.killed || w.before != draining:
+	case w.status.Signaled() && w.status.Signal() == w.master.cfg.DrainSignal:
+		w.master.habit = habitDies
+	case w.status.Exited():
+		w.master.habit = habitFinishes
 	}
 }
 

@@ -36,7 +36,7 @@ func (r *readiness) open(w *worker) ([]string, error) {
 		}
 	}
 	var err error
-	if r.socket, err = listenNotify(w); err != nil {
+	if r.socket, err = w.master.host.notify(w); err != nil {
 		return nil, err
 	}
 	return r.socket.environ(), nil

@@ -54,7 +54,7 @@ type Supervisor struct {
 	rollback  *keptProgram // what the next start shall run; nil: what the command names
 	previous  *keptProgram // what served before
 	shown     int          // the generation that was named last
-	diesAt    bool         // an earlier worker died of the drain signal: it does not drain by itself
+	habit     habit        // what the drain signal did to the last worker that got it
 	exit      Exit
 	pathWatch *pathWatch
 	pidFile   bool
@@ -194,7 +194,7 @@ func (s *Supervisor) trimLater(now time.Time) {
 		s.trimAt = now.Add(trimAfter)
 	case !now.Before(s.trimAt):
 		s.trimAt, s.trimmed = time.Time{}, true
-		trim()
+		s.host.trim()
 	}
 }
 
@@ -265,7 +265,7 @@ func (s *Supervisor) perform(do action, from phase, reason string) {
 	case doPromote, doPromoteNew:
 		s.promote(from)
 	case doFail, doFailNew:
-		s.complain(from, reason, fmt.Sprintf("upgrade failed; generation %d keeps serving", s.number()))
+		s.complain(from, reason, s.afterFailure())
 		s.dropNext("the start has failed")
 	case doFailEnd:
 		s.complain(from, reason, "cannot start")
@@ -294,6 +294,13 @@ func (s *Supervisor) perform(do action, from phase, reason string) {
 	if do == doPromoteNew || do == doFailNew {
 		s.startGeneration()
 	}
+}
+
+func (s *Supervisor) afterFailure() string {
+	if s.phase == phaseLastHope {
+		return "upgrade failed; nobody serves, and one more upgrade follows"
+	}
+	return fmt.Sprintf("upgrade failed; generation %d keeps serving", s.number())
 }
 
 // tell writes the one line of a change of the master's own state.

@@ -161,6 +161,8 @@ func (m *inetMessage) conn(attributes []byte) Conn {
 		c.LastSent = milliseconds(info, unsafe.Offsetof(unix.TCPInfo{}.Last_data_sent))
 		c.LastRecv = milliseconds(info, unsafe.Offsetof(unix.TCPInfo{}.Last_data_recv))
 		c.LastAck = milliseconds(info, unsafe.Offsetof(unix.TCPInfo{}.Last_ack_recv))
+		c.DataSegsIn = word(info, unsafe.Offsetof(unix.TCPInfo{}.Data_segs_in))
+		c.DataSegsOut = word(info, unsafe.Offsetof(unix.TCPInfo{}.Data_segs_out))
 	}
 	return c
 }
@@ -176,13 +178,16 @@ func (m *inetMessage) address(ip [16]byte, port [2]byte) netip.AddrPort {
 	return netip.AddrPortFrom(addr, binary.BigEndian.Uint16(port[:]))
 }
 
-// milliseconds reads one field of a struct tcp_info, which older kernels make
-// shorter.
 func milliseconds(info []byte, offset uintptr) time.Duration {
+	return time.Duration(word(info, offset)) * time.Millisecond
+}
+
+// word reads one field of a struct tcp_info, which older kernels make shorter.
+func word(info []byte, offset uintptr) uint32 {
 	if uintptr(len(info)) < offset+4 {
 		return 0
 	}
-	return time.Duration(binary.NativeEndian.Uint32(info[offset:])) * time.Millisecond
+	return binary.NativeEndian.Uint32(info[offset:])
 }
 
 // attribute returns the payload of the first netlink attribute of that type, nil

@@ -33,6 +33,10 @@ type Conn struct {
 	// with the granularity of the kernel's clock tick. Zero unless asked for. A
 	// connection that never sent or received counts from its beginning.
 	LastSent, LastRecv, LastAck time.Duration
+
+	// DataSegsIn and DataSegsOut count the segments with data that have come
+	// in and gone out. Zero unless asked for.
+	DataSegsIn, DataSegsOut uint32
 }
 
 // Peer is a handshake under way: no connection yet, so no socket and no inode.

@@ -1,0 +1,68 @@
+package control
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+const (
+	systemDirectory = "/run/moult"
+	suffix          = ".sock"
+	private         = 0o700
+	// maxPath is what fits into a socket address of any system here, with
+	// the zero at its end.
+	maxPath = 103
+)
+
+// Directory is where the control sockets of this user's masters are by
+// default: $XDG_RUNTIME_DIR/moult, or /run/moult.
+func Directory() string {
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "moult")
+	}
+	return systemDirectory
+}
+
+// directories are all where a master of this user may be found: one that was
+// started from a login and one that was started at boot differ in
+// XDG_RUNTIME_DIR.
+func directories() []string {
+	all := []string{Directory(), systemDirectory, filepath.Join("/run/user", strconv.Itoa(os.Geteuid()), "moult")}
+	slices.Sort(all[1:])
+	return slices.Compact(slices.DeleteFunc(all, func(dir string) bool { return dir == all[0] && &dir != &all[0] }))
+}
+
+// nameOf is the name of the master that a control socket belongs to.
+func nameOf(path string) string { return strings.TrimSuffix(filepath.Base(path), suffix) }
+
+// ownDirectory makes a default directory, or checks that the one there is
+// nobody else's: whoever owns it could put another socket in place of ours.
+func ownDirectory(dir string) error {
+	err := os.Mkdir(dir, private)
+	if err == nil {
+		return nil
+	}
+	info, statErr := os.Lstat(dir)
+	if statErr != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("%s is not a directory", dir)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("directory %s belongs to uid %d; choose another with --control", dir, st.Uid)
+	}
+	if info.Mode().Perm() == private {
+		return nil
+	}
+	return os.Chmod(dir, private)
+}
+
+// makeParent makes the directory of a path that the user chose; one that is
+// there stays as it is.
+func makeParent(path string) error { return os.MkdirAll(filepath.Dir(path), private) }
