@@ -193,10 +193,17 @@ func (w *worker) look(now time.Time) {
 	}
 }
 
+// maxPace bounds what a slow machine makes of a look's cost.
+const maxPace = 500 * time.Millisecond
+
 // lookAtState also measures what the look costs: one that is expensive (ten
-// thousand connections) is taken less often.
+// thousand connections) is taken less often. A start is worth looking at half of
+// the time, since everybody waits for it.
 func (w *worker) lookAtState(now time.Time) {
-	const share = 10
+	share := 5
+	if w.state == starting {
+		share = 1
+	}
 	switch w.state {
 	case starting:
 		w.lookReady(now)
@@ -209,5 +216,5 @@ func (w *worker) lookAtState(now time.Time) {
 	default:
 		return
 	}
-	w.pace = share * time.Since(now)
+	w.pace = min(time.Duration(share)*time.Since(now), maxPace)
 }

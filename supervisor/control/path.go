@@ -32,9 +32,13 @@ func Directory() string {
 // started from a login and one that was started at boot differ in
 // XDG_RUNTIME_DIR.
 func directories() []string {
-	all := []string{Directory(), systemDirectory, filepath.Join("/run/user", strconv.Itoa(os.Geteuid()), "moult")}
-	slices.Sort(all[1:])
-	return slices.Compact(slices.DeleteFunc(all, func(dir string) bool { return dir == all[0] && &dir != &all[0] }))
+	var all []string
+	for _, dir := range []string{Directory(), systemDirectory, filepath.Join("/run/user", strconv.Itoa(os.Geteuid()), "moult")} {
+		if !slices.Contains(all, dir) {
+			all = append(all, dir)
+		}
+	}
+	return all
 }
 
 // nameOf is the name of the master that a control socket belongs to.
