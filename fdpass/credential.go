@@ -33,9 +33,12 @@ func LookupCredential(name, group string) (*Credential, error) {
 			return nil, fmt.Errorf("cannot find group %q: %w", group, err)
 		}
 		c.GID = gid
-		if name == "" {
+		if len(c.Groups) == 0 {
 			c.Groups = []int{gid}
 		}
+	}
+	if c.UID >= 0 && c.GID < 0 {
+		return nil, fmt.Errorf("user %s has no entry in /etc/passwd, so that its group is not known: add --group", name)
 	}
 	return c, nil
 }
@@ -43,11 +46,14 @@ func LookupCredential(name, group string) (*Credential, error) {
 func (c *Credential) become(name string) error {
 	u, err := user.Lookup(name)
 	if err != nil {
-		if _, bad := strconv.Atoi(name); bad != nil {
+		uid, bad := strconv.Atoi(name)
+		if bad != nil || uid < 0 {
 			return err
 		}
 		if u, err = user.LookupId(name); err != nil {
-			return err
+			// A minimal container has no /etc/passwd, and needs none.
+			c.UID = uid
+			return nil
 		}
 	}
 	c.User, c.Home = u.Username, u.HomeDir
@@ -77,9 +83,7 @@ func lookupGroup(name string) (int, error) {
 		if _, bad := strconv.Atoi(name); bad != nil {
 			return -1, err
 		}
-		if g, err = user.LookupGroupId(name); err != nil {
-			return -1, err
-		}
+		return strconv.Atoi(name)
 	}
 	return strconv.Atoi(g.Gid)
 }

@@ -17,6 +17,12 @@ func TestMain(m *testing.M) {
 		role()
 		os.Exit(0)
 	}
+	// The runtime's poller opens descriptors of its own at first use, which
+	// no test shall count.
+	if r, w, err := os.Pipe(); err == nil {
+		r.Close()
+		w.Close()
+	}
 	os.Exit(m.Run())
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Unix socket paths move by rename: each generation's socket is bound to a
@@ -21,6 +22,7 @@ func (s *Socket) openUnix() error {
 	if strings.HasPrefix(s.addr.Path, "@") {
 		return s.openShared(s.addr.Path)
 	}
+	defer lockDirectory(s.addr.Path)()
 	if err := clearStale(s.addr.Path, s.network == "unix"); err != nil {
 		return err
 	}
@@ -34,7 +36,7 @@ func (s *Socket) openUnix() error {
 	}
 	m.spare = true
 	s.members = append(s.members, m)
-	// Not by rename: a second master that starts now must not lose to us.
+	// Not by rename, which would take the path from whoever has it by now.
 	err = os.Link(m.path, s.addr.Path)
 	if errors.Is(err, fs.ErrExist) {
 		return os.NewSyscallError("bind", syscall.EADDRINUSE)
@@ -71,45 +73,33 @@ func clearStale(path string, stream bool) error {
 	if live {
 		return os.NewSyscallError("bind", syscall.EADDRINUSE)
 	}
-	return removeStale(path, info, stream)
-}
-
-// removeStale takes the file away to look at it once more: another master may
-// have put its own there since, and gets it back. A master that was killed left
-// a second name of the same file beside it.
-func removeStale(path string, info fs.FileInfo, stream bool) error {
-	var live bool
-	err := withFreeName(path, func(name string) (err error) {
-		live, err = lookAside(path, name, stream)
-		return err
-	})
-	switch {
-	case live:
-		return os.NewSyscallError("bind", syscall.EADDRINUSE)
-	case err != nil && !errors.Is(err, fs.ErrNotExist): // gone: another one was faster
+	if err := os.Remove(path); err != nil {
 		return err
 	}
 	removeOtherNames(path, info)
 	return nil
 }
 
-// lookAside moves the file at path to name, and back where somebody listens on
-// it.
-func lookAside(path, name string, stream bool) (live bool, err error) {
-	if _, err := os.Lstat(name); err == nil {
-		return false, syscall.EEXIST // rename would replace it
+// lockDirectory keeps other masters from taking the same path in the same
+// moment: one that has looked must not remove what the other has put there since.
+// It leaves no file behind. Who may read the directory could hold the lock for
+// ever, so that after a second it goes on without.
+func lockDirectory(path string) (unlock func()) {
+	fd, err := syscall.Open(filepath.Dir(path), syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return func() {}
 	}
-	if err := os.Rename(path, name); err != nil {
-		return false, err
+	const patience = time.Second
+	for begin := time.Now(); time.Since(begin) < patience; time.Sleep(time.Millisecond) {
+		if err := syscall.Flock(fd, syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EWOULDBLOCK) {
+			break
+		}
 	}
-	defer removePath(name)
-	if live, err = answers(name, stream); live || err != nil {
-		err = errors.Join(err, os.Link(name, path))
-	}
-	return live, err
+	return func() { closeDescriptor(fd) }
 }
 
-// removeOtherNames removes the names of ours that lead to the same dead socket.
+// removeOtherNames removes the names that lead to the same dead socket: a master
+// that was killed leaves one beside the path.
 func removeOtherNames(path string, info fs.FileInfo) {
 	if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Nlink < 2 {
 		return
@@ -223,7 +213,11 @@ func withFreeName(path string, try func(name string) error) error {
 	dir, base := filepath.Split(path)
 	var err error
 	for range tries {
-		err = try(dir + randomName(len(base)))
+		name := dir + randomName(len(base))
+		if name == path {
+			continue
+		}
+		err = try(name)
 		if !errors.Is(err, syscall.EADDRINUSE) && !errors.Is(err, syscall.EEXIST) {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 )
@@ -74,25 +75,27 @@ func TestPathMovesWithoutAGap(t *testing.T) {
 	serveUnix(t, m, "0")
 	must(t, s.Steer([]*Member{m}))
 
-	stop, asked := make(chan struct{}), 0
+	stop := make(chan struct{})
+	var asked atomic.Int64
 	var wg sync.WaitGroup
 	wg.Add(1)
 	go func() {
 		defer wg.Done()
-		for ; ; asked++ {
+		for ; ; asked.Add(1) {
 			select {
 			case <-stop:
 				return
 			default:
 			}
 			if _, err := ask(path); err != nil {
-				t.Errorf("request %d: %v", asked, err)
+				t.Errorf("request %d: %v", asked.Load(), err)
 				return
 			}
 		}
 	}()
 	old := []*Member{m}
 	for gen := 1; gen <= 50; gen++ {
+		from := asked.Load()
 		next := mustJoin(t, s, gen)
 		serveUnix(t, next, string(rune('0'+gen%10)))
 		must(t, s.Steer([]*Member{next}))
@@ -100,12 +103,13 @@ func TestPathMovesWithoutAGap(t *testing.T) {
 			t.Fatalf("generation %d: %q answers, %v", gen, word, err)
 		}
 		old = append(old, next)
+		eventually(t, "a request in between", func() bool { return asked.Load() > from || t.Failed() })
+	}
+	for i := range 2000 { // in the very moment of a switch
+		must(t, s.Steer([]*Member{old[49+i%2]}))
 	}
 	close(stop)
 	wg.Wait()
-	if asked < 50 {
-		t.Errorf("only %d requests were made", asked)
-	}
 	for _, m := range old[:50] {
 		s.Leave(m)
 	}
@@ -310,6 +314,12 @@ func TestModeAndOwner(t *testing.T) {
 func TestNamesFitWhereThePathFits(t *testing.T) {
 	dir := shortDir(t)
 	long := filepath.Join(dir, strings.Repeat("x", maxUnixPath-len(dir)-1))
+	one := filepath.Join(dir, "b")
+	for range 200 { // one of 36 names is the path itself
+		s, err := Open(mustParse(t, "unix://"+one), Options{})
+		must(t, err)
+		s.Close()
+	}
 	for _, path := range []string{long, filepath.Join(dir, "a"), filepath.Join(dir, "ab"), filepath.Join(dir, "abc")} {
 		s, err := Open(mustParse(t, "unix://"+path), Options{})
 		must(t, err)

@@ -82,7 +82,7 @@ func ownBinary(t testing.TB) string {
 }
 
 // run starts p, waits for its end and returns what Result said.
-func run(t testing.TB, p Program) (error, syscall.WaitStatus) {
+func run(t testing.TB, p Program) (syscall.WaitStatus, error) {
 	t.Helper()
 	before := openDescriptors(t)
 	s, err := p.Start()
@@ -92,7 +92,7 @@ func run(t testing.TB, p Program) (error, syscall.WaitStatus) {
 	if now := openDescriptors(t); now != before {
 		t.Errorf("%d descriptors leaked", now-before)
 	}
-	return err, status
+	return status, err
 }
 
 // reportOf runs the test binary as the worker that p describes.
@@ -173,7 +173,7 @@ func TestShimGivesExactlyWhatWasAsked(t *testing.T) {
 	}
 	for fd, to := range r.FDs {
 		// What the worker's own runtime opens is its business.
-		if wantFDs[fd] != to && !strings.HasPrefix(to, "anon_inode:") && to != "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size" {
+		if wantFDs[fd] != to && !strings.HasPrefix(to, "anon_inode:") && !strings.HasPrefix(to, "/sys/") {
 			t.Errorf("descriptor %d: %s, want %q", fd, to, wantFDs[fd])
 		}
 	}
@@ -186,7 +186,7 @@ func TestShimGivesExactlyWhatWasAsked(t *testing.T) {
 
 func TestShimPassesBytesUnchanged(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "out")
-	err, status := run(t, Program{
+	status, err := run(t, Program{
 		Command: []string{"/bin/sh", "-c", `printf '%s|%s' "$1" "$BYTES" >"$OUT"`, "sh", "\xff\xfe\n"},
 		Env:     []string{"BYTES=\xf0\x80", "OUT=" + file, "PATH=/bin:/usr/bin"},
 	})
@@ -202,11 +202,11 @@ func TestShimEntersAnyDirectory(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "odd \xff name")
 	must(t, os.Mkdir(dir, 0o755))
 	file := filepath.Join(dir, "out")
-	err, _ := run(t, Program{Command: []string{"/bin/sh", "-c", "echo x >out"}, Dir: dir})
+	_, err := run(t, Program{Command: []string{"/bin/sh", "-c", "echo x >out"}, Dir: dir})
 	if _, statErr := os.Stat(file); err != nil || statErr != nil {
 		t.Error(err, statErr)
 	}
-	err, _ = run(t, Program{Command: []string{"/bin/true"}, Dir: dir + "/gone", DirMayFail: true})
+	_, err = run(t, Program{Command: []string{"/bin/true"}, Dir: dir + "/gone", DirMayFail: true})
 	if err != nil {
 		t.Errorf("a directory that may be missing: %v", err)
 	}
@@ -244,7 +244,7 @@ func TestStartErrors(t *testing.T) {
 		{"no such directory", Program{Command: []string{good}, Dir: dir + "/none"}, "enter directory", syscall.ENOENT, "", 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			err, status := run(t, test.p)
+			status, err := run(t, test.p)
 			var e *StartError
 			if !errors.As(err, &e) {
 				t.Fatalf("%v, want a StartError", err)
@@ -260,7 +260,7 @@ func TestStartErrors(t *testing.T) {
 			}
 		})
 	}
-	err, status := run(t, Program{Command: []string{"good"}, Env: []string{"PATH=/nowhere:" + noMode + ":" + dir}})
+	status, err := run(t, Program{Command: []string{"good"}, Env: []string{"PATH=/nowhere:" + noMode + ":" + dir}})
 	if err != nil || status.ExitStatus() != 7 {
 		t.Errorf("later in PATH: %v, %v", err, status)
 	}
@@ -286,7 +286,7 @@ func TestCommandIsLookedUpAsTheWorker(t *testing.T) {
 		{Command: []string{"w"}, Dir: dir, Env: []string{"PATH=:/nowhere"}},
 		{Command: []string{"w"}, Env: []string{"PATH=" + dir}},
 	} {
-		if err, status := run(t, p); err != nil || status.ExitStatus() != 5 {
+		if status, err := run(t, p); err != nil || status.ExitStatus() != 5 {
 			t.Errorf("%q: %v, %v", p.Command, err, status)
 		}
 	}
@@ -299,6 +299,14 @@ func TestUnknownUser(t *testing.T) {
 	if c, err := LookupCredential("", "no-such-group"); err == nil || c != nil {
 		t.Errorf("%v, %v", c, err)
 	}
+	// Numbers need no entry, as in an image without /etc/passwd; but then
+	// nobody knows the group.
+	if c, err := LookupCredential("4242", "4243"); err != nil || c.UID != 4242 || c.GID != 4243 || len(c.Groups) != 1 || c.Groups[0] != 4243 {
+		t.Errorf("4242:4243: %+v, %v", c, err)
+	}
+	if c, err := LookupCredential("4242", ""); err == nil || c != nil {
+		t.Errorf("4242 without a group: %+v, %v", c, err)
+	}
 	if c, err := LookupCredential("", ""); err != nil || c != nil {
 		t.Errorf("%v, %v", c, err)
 	}
@@ -310,7 +318,7 @@ func TestBecomeSomebodyElse(t *testing.T) {
 		t.Skip(err)
 	}
 	if os.Geteuid() != 0 {
-		err, status := run(t, Program{Command: []string{"/bin/true"}, Credential: c})
+		status, err := run(t, Program{Command: []string{"/bin/true"}, Credential: c})
 		var e *StartError
 		if !errors.As(err, &e) || e.Err != syscall.EPERM || status.ExitStatus() != 1 || !strings.Contains(e.Note, "root") {
 			t.Errorf("%v, %v", err, status)
@@ -330,7 +338,7 @@ func TestBecomeSomebodyElse(t *testing.T) {
 	locked := t.TempDir() + "/locked"
 	must(t, os.Mkdir(locked, 0o700))
 	openTo(t, locked)
-	err, _ = run(t, Program{Command: []string{"/bin/true"}, Credential: c, Dir: locked})
+	_, err = run(t, Program{Command: []string{"/bin/true"}, Credential: c, Dir: locked})
 	if !errors.Is(err, syscall.EACCES) {
 		t.Errorf("a directory that the user may not enter: %v", err)
 	}
@@ -357,10 +365,8 @@ func TestOneselfNeedsNoRight(t *testing.T) {
 func signalsOf(t testing.TB, keepHUP bool) (blocked, ignored uint64) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "status")
-	err, status := run(t, Program{
-		Command: []string{"/bin/sh", "-c", `exec cat /proc/self/status >"$OUT"`},
-		Env:     []string{"OUT=" + file, "PATH=/bin:/usr/bin"}, KeepHUP: keepHUP,
-	})
+	// Not by way of a shell, which unblocks signals itself.
+	status, err := run(t, Program{Command: []string{"/bin/cp", "/proc/self/status", file}, KeepHUP: keepHUP})
 	if err != nil || status != 0 {
 		t.Fatal(err, status)
 	}

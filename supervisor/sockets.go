@@ -55,7 +55,7 @@ func foreignIn(sock *fdpass.Socket) error {
 	}
 	for _, l := range listeners {
 		if !ours[l.Inode] && sameAddress(l, sock, listeners) {
-			return fmt.Errorf("cannot upgrade on %s: %w%s", sock.Bound(), fdpass.ErrLost, holders(l.Inode))
+			return fmt.Errorf("cannot serve on %s: %w%s", sock.Bound(), fdpass.ErrLost, holders(l.Inode))
 		}
 	}
 	return nil
