@@ -78,6 +78,7 @@ type Config struct {
 	RestartWithin time.Duration
 
 	PIDFile string
+	Control string // the control socket, for MOULT_CONTROL; empty: none
 
 	Log zerolog.Logger
 	// OnTransition hears of every change of state, from the goroutine that

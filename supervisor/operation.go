@@ -110,8 +110,8 @@ func (s *Supervisor) beginStop(o *operation) {
 }
 
 func (s *Supervisor) beginScale(o *operation) error {
-	if o.Workers < 1 || o.Workers > maxWorkers {
-		return &api.Refused{Reason: fmt.Sprintf("cannot have %d workers: choose 1 to %d", o.Workers, maxWorkers)}
+	if o.Workers < 1 || o.Workers > MaxWorkers {
+		return &api.Refused{Reason: fmt.Sprintf("cannot have %d workers: choose 1 to %d", o.Workers, MaxWorkers)}
 	}
 	for s.wanted < o.Workers {
 		before := s.wanted
@@ -126,8 +126,9 @@ func (s *Supervisor) beginScale(o *operation) error {
 	return nil
 }
 
-// maxWorkers is what one steering program can name.
-const maxWorkers = 250
+// MaxWorkers is how many workers a generation may have; one steering program
+// names them all.
+const MaxWorkers = 250
 
 // upgradeStarted tells those who wait for this upgrade that it has begun.
 func (s *Supervisor) upgradeStarted(g *generation) {

@@ -147,6 +147,9 @@ func (s *Supervisor) environment(w *worker, hand fdpass.Handoff) ([]string, erro
 	}
 	env = append(env, notify...)
 	env = append(env, hand.Environ()...)
+	if s.cfg.Control != "" {
+		env = append(env, "MOULT_CONTROL="+s.cfg.Control)
+	}
 	return append(env,
 		"MOULT_GENERATION="+strconv.Itoa(w.number),
 		"MOULT_NAME="+s.cfg.Name,

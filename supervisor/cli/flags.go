@@ -66,7 +66,10 @@ func runFlags() []cli.Flag {
 		&cli.StringFlag{Name: "restart-delay", Value: "100ms..30s", Category: categoryCrash, Usage: "`MIN..MAX`: none after the first crash, then doubling from MIN to MAX, with jitter; from the start again after a minute without"},
 		&cli.StringFlag{Name: "restart-limit", Category: categoryCrash, Usage: "`N/D`: give up after N failures within D", DefaultText: "none"},
 
-		&cli.StringFlag{Name: "name", Category: categoryMaster, Usage: "`NAME` in log lines; letters, digits, '.', '_', '-'", DefaultText: "the command's base name"},
+		&cli.StringFlag{Name: "name", Category: categoryMaster, Usage: "`NAME` in log lines, metrics and the control socket; letters, digits, '.', '_', '-'", DefaultText: "the command's base name"},
+		&cli.StringFlag{Name: "control", Category: categoryMaster, Usage: "`PATH` of the unix socket for moult status, upgrade, rollback, stop and scale; off for none. Its user and root alone may use it", DefaultText: "$XDG_RUNTIME_DIR/moult/NAME.sock, or /run/moult/NAME.sock"},
+		&cli.StringFlag{Name: "admin", Category: categoryMaster, Usage: "`ADDR` for /livez, /readyz, /metrics and /status over HTTP", DefaultText: "none"},
+		&cli.BoolFlag{Name: "admin-public", Category: categoryMaster, Usage: "let --admin be an address that other machines reach"},
 		&cli.StringFlag{Name: "pid-file", Category: categoryMaster, Usage: "`PATH`, written when the first generation is ready, removed at the end"},
 		&cli.StringFlag{Name: "log-level", Value: "info", Category: categoryMaster, Usage: "`LEVEL`: debug, info, warn, error"},
 		&cli.StringFlag{Name: "log-format", Value: "auto", Category: categoryMaster, Usage: "`FORMAT` on stderr: json, text; auto is text on a terminal"},
@@ -144,8 +147,8 @@ func readSockets(c *cli.Context, cfg *supervisor.Config) (err error) {
 
 func readWorker(c *cli.Context, cfg *supervisor.Config) error {
 	cfg.Workers = c.Int("workers")
-	if cfg.Workers < 1 || cfg.Workers > maxWorkers {
-		return fmt.Errorf("cannot use --workers %d: choose 1 to %d", cfg.Workers, maxWorkers)
+	if cfg.Workers < 1 || cfg.Workers > supervisor.MaxWorkers {
+		return fmt.Errorf("cannot use --workers %d: choose 1 to %d", cfg.Workers, supervisor.MaxWorkers)
 	}
 	cfg.Env = c.StringSlice("env")
 	for _, kv := range cfg.Env {
@@ -171,9 +174,6 @@ func readWorker(c *cli.Context, cfg *supervisor.Config) error {
 	}
 	return nil
 }
-
-// maxWorkers is what one steering program can name.
-const maxWorkers = 250
 
 func absolute(paths []string) []string {
 	var out []string
@@ -294,7 +294,7 @@ func readMaster(c *cli.Context, cfg *supervisor.Config) (err error) {
 	if !validName.MatchString(cfg.Name) {
 		return fmt.Errorf("cannot use --name %q: letters, digits, '.', '_' and '-' only", cfg.Name)
 	}
-	cfg.PIDFile = c.String("pid-file")
+	cfg.PIDFile, cfg.Version = c.String("pid-file"), c.App.Version
 	cfg.Log, err = newLogger(c.App.ErrWriter, c.String("log-level"), c.String("log-format"), cfg.Name)
 	return err
 }

@@ -160,13 +160,13 @@ func (t *liveTeller) event(e api.Event) {
 
 func (t *liveTeller) draw() { t.screen.progress(t.line(time.Now())) }
 
-// end leaves the line as it is, for good.
+// end leaves the line as it is, for good, if it tells anything.
 func (t *liveTeller) end() {
 	t.quit()
 	t.drawn.Wait()
-	if t.screen.shown != "" {
-		last := t.line(time.Now())
-		t.screen.progress("")
+	last := t.screen.shown
+	t.screen.progress("")
+	if len(t.seen) > 0 && last != "" {
 		t.screen.println(last)
 	}
 }

@@ -29,10 +29,17 @@ func run(c *cli.Context) error {
 		return err
 	}
 	cfg.OnTransition = tellSystemd()
+	controls, err := openControls(c, &cfg)
+	if err != nil {
+		return err
+	}
+	defer controls.close()
+	cfg.Control = controls.path()
 	master, err := supervisor.New(cfg, signals)
 	if err != nil {
 		return err
 	}
+	controls.serve(master)
 	stayLean()
 	return master.Run(context.Background())
 }
