@@ -48,7 +48,9 @@ func newApp(version string) *cli.App {
 	}
 	app.Commands = []*cli.Command{
 		runCommand(), checkCommand(),
+		statusCommand(), upgradeCommand(), rollbackCommand(), stopCommand(), scaleCommand(),
 		demoCommand(), demoWorkerCommand(),
+		completionCommand(), manCommand(),
 		{Name: "version", Usage: "print the version", Action: func(c *cli.Context) error {
 			_, err := fmt.Fprintln(c.App.Writer, "moult", c.App.Version)
 			return err

@@ -156,9 +156,12 @@ func (w *watcher) draw(now time.Time) {
 // fits above the last line.
 func (w *watcher) frame(now time.Time, height int) []string {
 	v := view{width: w.out.width(), paint: w.out.paint, now: now}
-	lines := []string{v.head(w.last), ""}
-	lines = append(lines, w.bars.lines(v)...)
-	lines = append(lines, v.status(w.last)[1:]...)
+	var lines []string
+	if w.last.PID != 0 { // it has answered once
+		lines = append(lines, v.head(w.last), "")
+		lines = append(lines, w.bars.lines(v)...)
+		lines = append(lines, v.status(w.last)[1:]...)
+	}
 	const foot = 2
 	if room := max(height-foot, 1); len(lines) > room {
 		lines = append(lines[:room-1], v.paint(colorDim, fmt.Sprintf("… %d more lines", len(lines)-room+1)))
