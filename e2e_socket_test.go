@@ -390,6 +390,12 @@ func TestBacklogIsSetBack(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	until(t, "the worker has stopped", func() error {
+		if state := statusField(pid, "State"); !strings.HasPrefix(state, "T") {
+			return errors.New("it is " + state)
+		}
+		return nil
+	})
 	for i := range 100 {
 		conn, err := net.DialTimeout("tcp", address, 500*time.Millisecond)
 		if err != nil {

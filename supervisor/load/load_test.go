@@ -280,7 +280,8 @@ func TestModesOverEachNetwork(t *testing.T) {
 		}
 		opened.Store(0)
 		report = sample(t, 100, Config{Network: network, Address: address, Clients: 3, Mode: KeepAlive})
-		if report.Failures() != 0 || opened.Load() != 3 {
+		// A client that comes late may find that all has been asked already.
+		if n := opened.Load(); report.Failures() != 0 || n < 1 || n > 3 {
 			t.Errorf("%s, keep-alive: %d connections, %v", network, opened.Load(), report)
 		}
 	}
