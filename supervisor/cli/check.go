@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -38,22 +39,41 @@ func check(c *cli.Context) error {
 		return usageError{err}
 	}
 	defer master.Close()
-	w := c.App.Writer
-	printSockets(w, cfg, master.Sockets())
-	printWorker(w, cfg)
-	printEnd(w, cfg)
+	p := planWriter{c.App.Writer}
+	p.sockets(cfg, master.Sockets())
+	p.worker(cfg)
+	p.end(cfg)
 	return checkCommandLine(cfg)
 }
 
-func printSockets(w io.Writer, cfg supervisor.Config, sockets []*fdpass.Socket) {
-	fmt.Fprintln(w, "sockets")
-	for i, s := range sockets {
-		fmt.Fprintf(w, "  %-12s %s %s, queue of %d; descriptor %d in the worker\n", s.Name(), s.Network(), s.Bound(), s.Backlog(), i+3)
-		fmt.Fprintf(w, "  %-12s %s\n", "", handoverText(s))
+// planWriter prints sections of rows: a word, and what there is to say of it.
+type planWriter struct{ io.Writer }
+
+func (p planWriter) section(name string) { fmt.Fprintln(p, name) }
+
+func (p planWriter) row(label, format string, args ...any) {
+	const indent = 15
+	for i, line := range wrap(fmt.Sprintf(format, args...), helpWidth()-indent) {
+		if i > 0 {
+			label = ""
+		}
+		fmt.Fprintf(p, "  %-*s%s\n", indent-2, label, line)
 	}
-	fmt.Fprintf(w, "  told by      %s\n", protocolText(cfg.Protocols))
+}
+
+func (p planWriter) sockets(cfg supervisor.Config, sockets []*fdpass.Socket) {
+	p.section("sockets")
+	for i, s := range sockets {
+		queue := ""
+		if s.IsStream() {
+			queue = fmt.Sprintf(", queue of %d", s.Backlog())
+		}
+		p.row(s.Name(), "%s %s%s; descriptor %d in the worker", s.Network(), s.Bound(), queue, i+3)
+		p.row("", "%s", handoverText(s))
+	}
+	p.row("told by", "%s", protocolText(cfg.Protocols))
 	for _, hint := range supervisor.Hints(sockets) {
-		fmt.Fprintln(w, "  hint         "+hint)
+		p.row("hint", "%s", hint)
 	}
 }
 
@@ -61,11 +81,11 @@ func handoverText(s *fdpass.Socket) string {
 	how, why := s.How()
 	switch how {
 	case fdpass.Steered:
-		return "steered: each worker has a socket of its own, the kernel sends new connections to the new generation"
+		return "steered: each worker has a socket of its own, and the kernel sends new connections to the new generation"
 	case fdpass.Renamed:
 		return "renamed: each generation has a socket of its own, and the path moves to the new one"
 	}
-	text := "shared: all generations have the same socket, the old one stops to accept when it gets the drain signal"
+	text := "shared: all generations have the same socket, and the old one stops to accept when it gets the drain signal"
 	if why != "" {
 		text += " (" + why + ")"
 	}
@@ -89,16 +109,17 @@ func protocolText(protocols []fdpass.Protocol) string {
 	return strings.Join(names, ", ")
 }
 
-func printWorker(w io.Writer, cfg supervisor.Config) {
-	fmt.Fprintf(w, "worker\n  command      %s\n", strings.Join(cfg.Command, " "))
-	fmt.Fprintf(w, "  processes    %d per generation\n", cfg.Workers)
+func (p planWriter) worker(cfg supervisor.Config) {
+	p.section("worker")
+	p.row("command", "%s", strings.Join(cfg.Command, " "))
+	p.row("processes", "%d per generation", cfg.Workers)
 	if cfg.Dir != "" {
-		fmt.Fprintf(w, "  directory    %s\n", cfg.Dir)
+		p.row("directory", "%s", cfg.Dir)
 	}
 	if cfg.User != "" || cfg.Group != "" {
-		fmt.Fprintf(w, "  runs as      %s:%s\n", cfg.User, cfg.Group)
+		p.row("runs as", "%s:%s", cfg.User, cfg.Group)
 	}
-	fmt.Fprintf(w, "  ready        %s, within %s\n", readyText(cfg), cfg.ReadyTimeout)
+	p.row("ready", "%s, within %s", readyText(cfg), short(cfg.ReadyTimeout))
 }
 
 func readyText(cfg supervisor.Config) string {
@@ -108,20 +129,34 @@ func readyText(cfg supervisor.Config) string {
 	case supervisor.ReadyAccept:
 		return "when it is seen accepting on every socket"
 	case supervisor.ReadyAlive:
-		return "when it has lived for " + cfg.ReadyAlive.String()
+		return "when it has lived for " + short(cfg.ReadyAlive)
 	}
 	return "when it is seen accepting on every socket, and has sent READY=1 if a generation did before"
 }
 
-func printEnd(w io.Writer, cfg supervisor.Config) {
-	fmt.Fprintf(w, "stop\n  first        new connections go elsewhere, the queue runs empty, connections end by themselves for up to %s\n", cfg.Quiesce)
-	fmt.Fprintf(w, "  then         %s, up to %s to finish\n", signalName(cfg.DrainSignal), cfg.DrainTimeout)
-	fmt.Fprintf(w, "  last         TERM, and after %s KILL\n", cfg.KillGrace)
-	fmt.Fprintf(w, "  in all       at most %s: give docker, systemd or Kubernetes more than that\n", cfg.Quiesce+cfg.DrainTimeout+cfg.KillGrace)
-	fmt.Fprintf(w, "crash\n  restart      %s, at once and then after %s to %s\n", cfg.Restart, cfg.RestartMin, cfg.RestartMax)
+func (p planWriter) end(cfg supervisor.Config) {
+	p.section("stop")
+	p.row("first", "new connections go elsewhere, the queue runs empty, connections end by themselves for up to %s", short(cfg.Quiesce))
+	p.row("then", "%s, up to %s to finish", signalName(cfg.DrainSignal), short(cfg.DrainTimeout))
+	p.row("last", "TERM, and after %s KILL", short(cfg.KillGrace))
+	p.row("in all", "at most %s: give docker, systemd or Kubernetes more than that", short(cfg.Quiesce+cfg.DrainTimeout+cfg.KillGrace))
+	p.section("crash")
+	p.row("restart", "%s, at once and then after %s to %s", cfg.Restart, short(cfg.RestartMin), short(cfg.RestartMax))
 	if cfg.RestartLimit > 0 {
-		fmt.Fprintf(w, "  gives up     after %d failures within %s\n", cfg.RestartLimit, cfg.RestartWithin)
+		p.row("gives up", "after %d failures within %s", cfg.RestartLimit, short(cfg.RestartWithin))
 	}
+}
+
+// short is a duration without the units that say nothing: 1m, not 1m0s.
+func short(d time.Duration) string { return shortened(d.String()) }
+
+func shortened(text string) string {
+	for _, zero := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(text, zero) {
+			text = text[:len(text)-2]
+		}
+	}
+	return text
 }
 
 // checkCommandLine finds what a start would stumble over, as far as it can be

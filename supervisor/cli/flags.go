@@ -56,7 +56,7 @@ func runFlags() []cli.Flag {
 		&cli.DurationFlag{Name: "quiesce", Value: d.Quiesce, Category: categoryDrain,
 			Usage: "`D`: an old worker gets nothing new, and its connections are left to end by themselves for at most D before the drain signal; it comes sooner when none is left, or only idle ones of a server that was seen to finish by itself. 5s lets most answers end under a server that dies of the signal, and leaves a server that drains half of docker's 10s; 0 signals at once"},
 		&cli.StringFlag{Name: "end-idle", Value: "auto", Category: categoryDrain,
-			Usage: "`D`|off|auto: before the drain signal, keep-alive connections that have been idle for D are ended as if the client had. auto: after 1s, where the server is seen to die of the drain signal; turn it off for servers that push"},
+			Usage: "`D|off|auto`: before the drain signal, keep-alive connections that have been idle for D are ended as if the client had. auto: after 1s, where the server is seen to die of the drain signal; turn it off for servers that push"},
 		&cli.StringFlag{Name: "drain-signal", Value: "TERM", Category: categoryDrain, Usage: "`SIG` asks a worker to finish and leave (QUIT for nginx, unicorn, php-fpm; USR1 for haproxy; WINCH for Apache)"},
 		&cli.DurationFlag{Name: "drain-timeout", Value: d.DrainTimeout, Category: categoryDrain, Usage: "`D`: then it gets TERM, and after --kill-grace KILL, with its process group"},
 		&cli.DurationFlag{Name: "kill-grace", Value: d.KillGrace, Category: categoryDrain, Usage: "`D` between the two"},

@@ -25,6 +25,9 @@ const outro = `
 In COMMAND and --env, {fd:NAME}, {addr:NAME}, {host:NAME}, {port:NAME} and
 {generation} are replaced; {fd} alone is the first socket; {{fd:NAME} stays.
 
+Every flag has a variable as well: MOULT_LISTEN=web=:80,admin=:9000 for --listen,
+MOULT_READY_TIMEOUT for --ready-timeout; the flag wins.
+
 Signals:
     HUP          upgrade            TERM, INT    stop: drain, then exit; twice: at once
     QUIT         stop at once       TTIN, TTOU   one worker more, one fewer
@@ -109,7 +112,7 @@ func defaultOf(f cli.Flag, doc cli.DocGenerationFlag) string {
 	if _, isBool := f.(*cli.BoolFlag); isBool || text == "" {
 		return ""
 	}
-	return text
+	return shortened(text)
 }
 
 func helpWidth() int {
