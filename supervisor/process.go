@@ -18,6 +18,7 @@ type worker struct {
 	number  int // its generation's, which outlives the slot's link to it
 	pid     int
 	command []string
+	file    string // what the command names, as far as can be seen from here
 	mark    string // in its environment: tells its orphans from others
 
 	state    workerState
@@ -115,7 +116,7 @@ func (s *Supervisor) program(w *worker) (fdpass.Program, error) {
 		}
 		p.Command = append(p.Command, expanded)
 	}
-	w.command = p.Command
+	w.command, w.file = p.Command, commandFile(p)
 	return p, nil
 }
 
@@ -163,8 +164,8 @@ func (w *worker) execResult(err error) {
 		w.afterExit()
 		return
 	}
-	if err == nil && w.slot.gen.program == nil {
-		w.slot.gen.program = keep(w.pid)
+	if g := w.slot.gen; err == nil && g.program == nil {
+		g.program = keep(w.pid, w.file, g.kept)
 	}
 	if w.state == starting {
 		w.pollSoon(time.Now())
