@@ -210,25 +210,26 @@ func shorten(text string, width int) string {
 // what goes on with what is left of it.
 func operationLine(op api.Operation, seen []api.Event, status *api.Status, took time.Duration, now time.Time) []span {
 	spans := []span{{headOf(op, seen), colorBold}}
-	for i, e := range seen {
-		if e.Event == api.EventFailed {
-			return append(spans, span{"  failed", colorBad}, span{" after " + shortDuration(took), ""})
-		}
-		if i < len(seen)-1 && seen[i+1].Event != api.EventFailed || e.Event == api.EventDone || e.Event == api.EventReady {
-			spans = append(spans, span{"  " + passedWord(op, e), colorGood})
-			continue
-		}
-		spans = append(spans, span{"  " + e.Event + " ", ""}, span{shortDuration(took) + left(e, status, now), colorDim})
-	}
 	if len(seen) == 0 {
-		spans = append(spans, span{"  " + waitWord(op, status), colorDim})
+		return append(spans, span{"  " + waitWord(op, status), colorDim})
+	}
+	for _, e := range seen {
+		if word := passedWord(op, e); word != "" {
+			spans = append(spans, span{"  " + word + " ✓", colorGood})
+		}
+	}
+	switch last := seen[len(seen)-1]; last.Event {
+	case api.EventFailed:
+		return append(spans, span{"  failed", colorBad}, span{" after " + shortDuration(took), ""})
+	case api.EventStarting, api.EventDraining:
+		return append(spans, span{"  " + last.Event, ""}, span{" " + shortDuration(took) + left(last, status, now), colorDim})
 	}
 	return spans
 }
 
 func headOf(op api.Operation, seen []api.Event) string {
 	for _, e := range seen {
-		if e.To > 0 {
+		if isUpgrade(op) && e.To > 0 {
 			return fmt.Sprintf("%s %d → %d", op.Kind, e.From, e.To)
 		}
 	}
@@ -242,20 +243,19 @@ func waitWord(op api.Operation, status *api.Status) string {
 	return "asked"
 }
 
+// passedWord is what stays of an event once it has passed.
 func passedWord(op api.Operation, e api.Event) string {
 	switch {
-	case e.Event == api.EventStarting:
-		return "started ✓"
 	case e.Event == api.EventReady:
-		return "ready " + shortDuration(eventTime(e)) + " ✓"
-	case e.Event == api.EventDone && op.Kind == api.OpStop:
-		return "stopped ✓"
-	case e.Event == api.EventDone && op.Kind == api.OpScale:
-		return plural(op.Workers, "worker") + " per generation ✓"
-	case e.Event == api.EventDone:
-		return "done " + shortDuration(eventTime(e)) + " ✓"
+		return "ready " + shortDuration(eventTime(e))
+	case e.Event != api.EventDone:
+		return ""
+	case op.Kind == api.OpStop:
+		return "stopped"
+	case op.Kind == api.OpScale:
+		return plural(op.Workers, "worker") + " per generation"
 	}
-	return "drained ✓"
+	return "done " + shortDuration(eventTime(e))
 }
 
 // left is what status adds to an event that is the latest: what the new worker
@@ -267,20 +267,23 @@ func left(e api.Event, status *api.Status, now time.Time) string {
 	if e.Event == api.EventStarting {
 		for _, w := range status.Workers {
 			if slices.Contains(e.PIDs, w.PID) && w.Says != "" {
-				return " · says: " + w.Says
+				return " · says: " + printable(w.Says)
 			}
 		}
 		return ""
 	}
 	connections, deadline := drainingOf(status.Workers, e.From)
-	text := ""
+	var parts []string
 	if connections >= 0 {
-		text = " · " + plural(connections, "connection") + " left"
+		parts = append(parts, plural(connections, "connection"))
 	}
 	if deadline.After(now) {
-		text += " · " + shortDuration(deadline.Sub(now).Round(time.Second)) + " for this step"
+		parts = append(parts, shortDuration(deadline.Sub(now).Round(time.Second)))
 	}
-	return text
+	if len(parts) == 0 {
+		return ""
+	}
+	return " · " + strings.Join(parts, ", ") + " left"
 }
 
 // drainingOf sums up the workers of a generation that finish: their

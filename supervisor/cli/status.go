@@ -163,7 +163,7 @@ func (v view) lastText(u api.Upgrade) string {
 	case u.Result == api.Failed:
 		return text + ", after " + took
 	case u.DrainMS == nil:
-		return text + ", ready in " + took + ", the old one still drains"
+		return text + ", ready in " + took + ", still draining"
 	}
 	return text + ", ready in " + took + ", drained in " + shortDuration(fromMilliseconds(*u.DrainMS))
 }

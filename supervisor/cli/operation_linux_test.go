@@ -1,0 +1,318 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/moult/moult/supervisor/control"
+	"github.com/moult/moult/supervisor/control/api"
+)
+
+// deployment is a real master over a program that the test replaces.
+type deployment struct {
+	dir     string
+	program string
+	url     string
+	master  *moult
+	client  *control.Client
+}
+
+// Programs that a deploy may bring. %s is the test binary.
+const (
+	goodProgram   = "#!/bin/sh\nexec %s " + demoWorkerName + "\n"
+	crashProgram  = "#!/bin/sh\nexit 3\n"
+	hangProgram   = "#!/bin/sh\nexec sleep 1000\n"
+	noInterpreter = "#!/no/such/interpreter\n"
+	wrongMachine  = "\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xf3\x00\x01\x00\x00\x00"
+)
+
+// deploy replaces the program as deploys do, by rename.
+func (d *deployment) deploy(t *testing.T, text string, mode os.FileMode) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(text, "%s") {
+		text = fmt.Sprintf(text, self)
+	}
+	fresh := d.program + ".new"
+	if err := os.WriteFile(fresh, []byte(text), mode); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(fresh, d.program); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// startDeployment starts a master whose first generation serves.
+func startDeployment(t *testing.T, flags ...string) *deployment {
+	t.Helper()
+	dir := ownRuntimeDirectory(t)
+	t.Setenv("MOULT_NAME", "")
+	d := &deployment{dir: dir, program: filepath.Join(dir, "server")}
+	d.deploy(t, goodProgram, 0o755)
+	args := append([]string{"run", "--name", "web", "-l", "127.0.0.1:0", "--ready-timeout", "1s", "--quiesce", "0s", "--kill-grace", "1s"}, flags...)
+	d.master = newMoult(t, append(args, "--", d.program)...)
+	if err := d.master.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.end(t) })
+	d.await(t, func(s api.Status) bool { return s.State == api.Serving })
+	return d
+}
+
+func (d *deployment) end(t *testing.T) {
+	if d.client != nil {
+		d.client.Close()
+	}
+	if d.master.cmd.ProcessState == nil {
+		_ = d.master.cmd.Process.Signal(syscall.SIGQUIT)
+		_ = d.master.cmd.Wait()
+	}
+	if t.Failed() {
+		t.Logf("the master's log:\n%s", &d.master.stderr)
+	}
+}
+
+// await waits until the master's status is as wanted.
+func (d *deployment) await(t *testing.T, wanted func(api.Status) bool) (s api.Status) {
+	t.Helper()
+	for limit := time.Now().Add(patience); time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
+		if d.client == nil {
+			if d.client, _ = control.Dial("web"); d.client == nil {
+				continue
+			}
+		}
+		var err error
+		if s, err = d.client.Status(t.Context()); err == nil && wanted(s) {
+			if d.url == "" {
+				d.url = "http://" + s.Sockets[0].Address
+			}
+			return s
+		}
+	}
+	t.Fatalf("not so after %s; status %+v\n%s", patience, s, &d.master.stderr)
+	return s
+}
+
+// get fetches a path and tells which generation answered.
+func (d *deployment) get(t *testing.T, path string) string {
+	t.Helper()
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
+	resp, err := client.Get(d.url + path)
+	if err != nil {
+		t.Error(err)
+		return ""
+	}
+	defer resp.Body.Close()
+	_, _ = io.Copy(io.Discard, resp.Body)
+	return resp.Header.Get(demoPIDHeader)
+}
+
+// script runs what a deploy script would.
+func (d *deployment) script(t *testing.T, text string) (output string) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	const functions = `moult() { %s "$@" --name web; }
+		underway() { until moult status --json | grep -q '"state":"upgrading"'; do :; done; }
+		`
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", fmt.Sprintf(functions, self)+text)
+	cmd.Env = append(os.Environ(), playVariable+"=1")
+	out, _ := cmd.CombinedOutput()
+	return string(out)
+}
+
+func TestUpgradeInAShellScript(t *testing.T) {
+	for _, test := range []struct {
+		name, program string
+		mode          os.FileMode
+		reason        string // empty: it is right
+	}{
+		{"good", goodProgram, 0o755, ""},
+		{"crash at start", crashProgram, 0o755, "exit status 3"},
+		{"never ready", hangProgram, 0o755, "--ready-timeout"},
+		{"not executable", goodProgram, 0o644, "permission denied"},
+		{"no interpreter", noInterpreter, 0o755, "no such file"},
+		{"wrong architecture", wrongMachine, 0o755, "exec format error"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			d := startDeployment(t)
+			before := d.get(t, "/")
+			d.deploy(t, test.program, test.mode)
+			out := d.script(t, "moult upgrade && echo ok")
+			if ok := strings.HasSuffix(out, "ok\n"); ok != (test.reason == "") || !strings.Contains(out, test.reason) {
+				t.Errorf("the script said:\n%s", out)
+			}
+			after := d.get(t, "/")
+			if same := after == before; same != (test.reason != "") || after == "" {
+				t.Errorf("answered by %q before, %q after", before, after)
+			}
+			if s := d.await(t, func(api.Status) bool { return true }); test.reason != "" && (s.Upgrades.Failed != 1 || s.Generation != 1 || !strings.Contains(s.Upgrades.Last.Reason, test.reason)) {
+				t.Errorf("status tells %+v, last %+v", s.Upgrades, s.Upgrades.Last)
+			}
+		})
+	}
+}
+
+func TestUpgradeToAMissingFile(t *testing.T) {
+	d := startDeployment(t)
+	if err := os.Remove(d.program); err != nil {
+		t.Fatal(err)
+	}
+	if out := d.script(t, "moult upgrade && echo ok"); strings.Contains(out, "ok\n") || !strings.Contains(out, "no such file") {
+		t.Errorf("the script said:\n%s", out)
+	}
+}
+
+func TestTimeoutAndKillDoNotCancelAnUpgrade(t *testing.T) {
+	for _, how := range []string{"moult upgrade --timeout 100ms && echo ok", "moult upgrade & underway; kill -9 $!; wait $! && echo ok"} {
+		d := startDeployment(t, "--ready-timeout", "20s")
+		d.deploy(t, "#!/bin/sh\nsleep 1\nexec %s "+demoWorkerName+"\n", 0o755)
+		if out := d.script(t, how); strings.Contains(out, "ok\n") {
+			t.Errorf("%s said:\n%s", how, out)
+		}
+		d.await(t, func(s api.Status) bool { return s.Generation == 2 && s.Upgrades.Succeeded == 1 })
+	}
+}
+
+func TestTwoCallersAtOnce(t *testing.T) {
+	d := startDeployment(t, "--ready-timeout", "20s")
+	d.deploy(t, "#!/bin/sh\nsleep 0.5\nexec %s "+demoWorkerName+"\n", 0o755)
+	out := d.script(t, "moult upgrade & underway; moult upgrade && echo second; wait $! && echo first")
+	if !strings.Contains(out, "first\n") || !strings.Contains(out, "second\n") || !strings.Contains(out, "generation 3 serves") {
+		t.Errorf("they said:\n%s", out)
+	}
+	d.await(t, func(s api.Status) bool { return s.Generation == 3 && s.Upgrades.Succeeded == 2 })
+}
+
+func TestUpgradeWhileTheMasterStops(t *testing.T) {
+	d := startDeployment(t)
+	d.deploy(t, hangProgram, 0o755)
+	out := d.script(t, "moult upgrade && echo ok & underway; moult stop && echo left well; wait")
+	if strings.Contains(out, "ok\n") || !strings.Contains(out, "asked to stop") || !strings.Contains(out, "left well\n") {
+		t.Errorf("they said:\n%s", out)
+	}
+	if code := d.master.wait(t); code != 0 {
+		t.Errorf("the master's exit code is %d", code)
+	}
+	if out := d.script(t, "moult upgrade; echo $?"); !strings.HasSuffix(out, "3\n") {
+		t.Errorf("without a master:\n%s", out)
+	}
+}
+
+func TestWaitOutlastsTheOldGeneration(t *testing.T) {
+	d := startDeployment(t, "--quiesce", "20s")
+	answered := make(chan string, 1)
+	go func() { answered <- d.get(t, "/slow?d=1s") }()
+	d.await(t, func(s api.Status) bool { return *s.Workers[0].Connections == 1 })
+	out := d.script(t, "moult upgrade --wait && echo gone")
+	if !strings.HasSuffix(out, "gone\n") || !strings.Contains(out, "generation 1 draining") {
+		t.Errorf("the script said:\n%s", out)
+	}
+	select {
+	case pid := <-answered:
+		if pid == "" {
+			t.Error("the slow answer was lost")
+		}
+	default:
+		t.Error("--wait returned before the slow answer was through")
+	}
+	if s := d.await(t, func(api.Status) bool { return true }); len(s.Workers) != 1 || s.Upgrades.Last.DrainMS == nil {
+		t.Errorf("status tells %+v", s)
+	}
+}
+
+func TestStopNow(t *testing.T) {
+	d := startDeployment(t, "--quiesce", "30s")
+	go func() {
+		client := http.Client{Timeout: patience}
+		if resp, err := client.Get(d.url + "/slow?d=15s"); err == nil {
+			resp.Body.Close()
+		}
+	}()
+	d.await(t, func(s api.Status) bool { return *s.Workers[0].Connections == 1 })
+	began := time.Now()
+	if out := d.script(t, "moult stop --now && echo gone"); !strings.HasSuffix(out, "gone\n") {
+		t.Errorf("the script said:\n%s", out)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	d.master.wait(t)
+}
+
+func TestAWorkerFindsItsMaster(t *testing.T) {
+	d := startDeployment(t)
+	s := d.await(t, func(api.Status) bool { return true })
+	environment, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", s.Workers[0].PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "MOULT_CONTROL=" + d.client.Path(); !strings.Contains(string(environment), want+"\x00") {
+		t.Errorf("%q is not in the worker's environment", want)
+	}
+}
+
+func TestAdminOfARealMaster(t *testing.T) {
+	d := startDeployment(t, "--admin", "127.0.0.1:0")
+	// The port is chosen by the kernel: the log does not tell it, /proc does.
+	port := listeningPort(t, d.master.cmd.Process.Pid, d.url)
+	admin := deployment{url: "http://127.0.0.1:" + port}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
+	for path, want := range map[string]string{"/livez": "ok", "/readyz": "serving", "/metrics": "moult_worker_ready_seconds_count 1\n", "/status": `"name":"web"`} {
+		resp, err := client.Get(admin.url + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK || !strings.Contains(string(body), want) {
+			t.Errorf("%s: %s\n%s", path, resp.Status, body)
+		}
+	}
+}
+
+// listeningPort is the TCP port of a process that is not the one of url.
+func listeningPort(t *testing.T, pid int, url string) string {
+	t.Helper()
+	held := map[string]bool{}
+	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	for _, link := range links {
+		if to, err := os.Readlink(link); err == nil {
+			held[strings.TrimSuffix(strings.TrimPrefix(to, "socket:["), "]")] = true
+		}
+	}
+	table, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const local, inode, enough = 1, 9, 10
+	for _, line := range strings.Split(string(table), "\n") {
+		fields := strings.Fields(line)
+		if len(fields) < enough || !held[fields[inode]] {
+			continue
+		}
+		_, hex, _ := strings.Cut(fields[local], ":")
+		var port int
+		if _, err := fmt.Sscanf(hex, "%X", &port); err == nil && !strings.HasSuffix(url, fmt.Sprintf(":%d", port)) {
+			return fmt.Sprint(port)
+		}
+	}
+	t.Fatal("no second port is open")
+	return ""
+}
