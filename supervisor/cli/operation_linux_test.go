@@ -101,7 +101,7 @@ func (d *deployment) await(t *testing.T, wanted func(api.Status) bool) (s api.St
 			return s
 		}
 	}
-	t.Fatalf("not so after %s; status %+v\n%s", patience, s, &d.master.stderr)
+	t.Fatalf("not so after %s; status %+v", patience, s)
 	return s
 }
 
@@ -128,14 +128,35 @@ func (d *deployment) script(t *testing.T, text string) (output string) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
-	const functions = `moult() { %s "$@" --name web; }
-		underway() { until moult status --json | grep -q '"state":"upgrading"'; do :; done; }
-		`
-	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", fmt.Sprintf(functions, self)+text)
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", "moult() { "+self+` "$@" --name web; }; `+text)
 	cmd.Env = append(os.Environ(), playVariable+"=1")
 	out, _ := cmd.CombinedOutput()
 	return string(out)
 }
+
+// begin runs a script in the background; what it has said comes in the end.
+func (d *deployment) begin(t *testing.T, text string) <-chan string {
+	said := make(chan string, 1)
+	go func() { said <- d.script(t, text) }()
+	return said
+}
+
+// deployGated brings a good program that does not become ready before open.
+func (d *deployment) deployGated(t *testing.T) {
+	t.Helper()
+	d.deploy(t, "#!/bin/sh\nuntil [ -e "+d.gate()+" ]; do sleep 0.02; done\nexec %s "+demoWorkerName+"\n", 0o755)
+}
+
+func (d *deployment) gate() string { return filepath.Join(d.dir, "open") }
+
+func (d *deployment) open(t *testing.T) {
+	t.Helper()
+	if err := os.WriteFile(d.gate(), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func isUpgrading(s api.Status) bool { return s.State == api.Upgrading }
 
 func TestUpgradeInAShellScript(t *testing.T) {
 	for _, test := range []struct {
@@ -179,33 +200,79 @@ func TestUpgradeToAMissingFile(t *testing.T) {
 	}
 }
 
-func TestTimeoutAndKillDoNotCancelAnUpgrade(t *testing.T) {
-	for _, how := range []string{"moult upgrade --timeout 100ms && echo ok", "moult upgrade & underway; kill -9 $!; wait $! && echo ok"} {
-		d := startDeployment(t, "--ready-timeout", "20s")
-		d.deploy(t, "#!/bin/sh\nsleep 1\nexec %s "+demoWorkerName+"\n", 0o755)
-		if out := d.script(t, how); strings.Contains(out, "ok\n") {
-			t.Errorf("%s said:\n%s", how, out)
-		}
-		d.await(t, func(s api.Status) bool { return s.Generation == 2 && s.Upgrades.Succeeded == 1 })
+func TestTimeoutDoesNotCancelAnUpgrade(t *testing.T) {
+	d := startDeployment(t, "--ready-timeout", "1m")
+	d.deployGated(t)
+	if out := d.script(t, "moult upgrade --timeout 50ms && echo ok"); strings.Contains(out, "ok\n") || !strings.Contains(out, "it goes on") {
+		t.Errorf("the script said:\n%s", out)
 	}
+	d.open(t)
+	d.await(t, func(s api.Status) bool { return s.Generation == 2 && s.Upgrades.Succeeded == 1 })
+}
+
+func TestKilledClientDoesNotCancelAnUpgrade(t *testing.T) {
+	d := startDeployment(t, "--ready-timeout", "1m")
+	d.deployGated(t)
+	caller := newMoult(t, "upgrade", "--name", "web")
+	if err := caller.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	d.await(t, isUpgrading)
+	if err := caller.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	caller.wait(t)
+	d.open(t)
+	d.await(t, func(s api.Status) bool { return s.Generation == 2 && s.Upgrades.Succeeded == 1 })
+}
+
+// awaitCallers waits until so many connections to the control socket stand
+// beside the test's own, by /proc/net/unix: a line for the listener and one for
+// each connection bear its path.
+func (d *deployment) awaitCallers(t *testing.T, n int) {
+	t.Helper()
+	const own = 2
+	for limit := time.Now().Add(patience); time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
+		table, err := os.ReadFile("/proc/net/unix")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.client.Status(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Count(string(table), d.client.Path()+"\n") >= own+n {
+			return
+		}
+	}
+	t.Fatalf("no %d callers after %s", n, patience)
 }
 
 func TestTwoCallersAtOnce(t *testing.T) {
-	d := startDeployment(t, "--ready-timeout", "20s")
-	d.deploy(t, "#!/bin/sh\nsleep 0.5\nexec %s "+demoWorkerName+"\n", 0o755)
-	out := d.script(t, "moult upgrade & underway; moult upgrade && echo second; wait $! && echo first")
-	if !strings.Contains(out, "first\n") || !strings.Contains(out, "second\n") || !strings.Contains(out, "generation 3 serves") {
-		t.Errorf("they said:\n%s", out)
+	d := startDeployment(t, "--ready-timeout", "1m")
+	d.deployGated(t)
+	first := d.begin(t, "moult upgrade && echo ok")
+	d.await(t, isUpgrading)
+	second := d.begin(t, "moult upgrade && echo ok")
+	d.awaitCallers(t, 2)
+	d.open(t)
+	for serves, said := range map[string]<-chan string{"generation 2 serves": first, "generation 3 serves": second} {
+		if out := <-said; !strings.Contains(out, serves) || !strings.HasSuffix(out, "ok\n") {
+			t.Errorf("want %s and ok, it said:\n%s", serves, out)
+		}
 	}
 	d.await(t, func(s api.Status) bool { return s.Generation == 3 && s.Upgrades.Succeeded == 2 })
 }
 
 func TestUpgradeWhileTheMasterStops(t *testing.T) {
-	d := startDeployment(t)
-	d.deploy(t, hangProgram, 0o755)
-	out := d.script(t, "moult upgrade && echo ok & underway; moult stop && echo left well; wait")
-	if strings.Contains(out, "ok\n") || !strings.Contains(out, "asked to stop") || !strings.Contains(out, "left well\n") {
-		t.Errorf("they said:\n%s", out)
+	d := startDeployment(t, "--ready-timeout", "1m")
+	d.deployGated(t)
+	upgraded := d.begin(t, "moult upgrade && echo ok")
+	d.await(t, isUpgrading)
+	if out := d.script(t, "moult stop && echo left well"); !strings.HasSuffix(out, "left well\n") {
+		t.Errorf("stop said:\n%s", out)
+	}
+	if out := <-upgraded; strings.Contains(out, "ok\n") || !strings.Contains(out, "asked to stop") {
+		t.Errorf("upgrade said:\n%s", out)
 	}
 	if code := d.master.wait(t); code != 0 {
 		t.Errorf("the master's exit code is %d", code)
@@ -218,7 +285,7 @@ func TestUpgradeWhileTheMasterStops(t *testing.T) {
 func TestWaitOutlastsTheOldGeneration(t *testing.T) {
 	d := startDeployment(t, "--quiesce", "20s")
 	answered := make(chan string, 1)
-	go func() { answered <- d.get(t, "/slow?d=1s") }()
+	go func() { answered <- d.get(t, "/slow?d=3s") }()
 	d.await(t, func(s api.Status) bool { return *s.Workers[0].Connections == 1 })
 	out := d.script(t, "moult upgrade --wait && echo gone")
 	if !strings.HasSuffix(out, "gone\n") || !strings.Contains(out, "generation 1 draining") {

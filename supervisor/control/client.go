@@ -39,26 +39,35 @@ type Client struct {
 
 // Dial finds a master by the path of its control socket (whatever has a slash)
 // or by its name, in the default directories. The error is ErrNoMaster where
-// nobody listens. Close the client in the end.
+// nobody listens, and for a name also where it could only be in a directory
+// that this user must not look into. Close the client in the end.
 func Dial(pathOrName string) (*Client, error) {
-	paths := []string{pathOrName}
-	if !strings.Contains(pathOrName, "/") {
-		paths = pathsOf(pathOrName)
+	if strings.Contains(pathOrName, "/") {
+		return dialPath(pathOrName)
 	}
-	var err error
-	for _, path := range paths {
-		live, pid, probeErr := probe(path)
-		switch {
-		case live:
-			return newClient(path, pid), nil
-		case probeErr != nil && err == nil:
-			err = fmt.Errorf("cannot reach the master at %s: %w", path, cause(probeErr))
+	var tried []string
+	for _, path := range pathsOf(pathOrName) {
+		c, err := dialPath(path)
+		if err == nil {
+			return c, nil
 		}
+		if errors.Is(err, os.ErrPermission) {
+			path += " (permission denied)"
+		}
+		tried = append(tried, path)
 	}
-	if err == nil {
-		err = fmt.Errorf("cannot reach a master at %s: %w", strings.Join(paths, " or "), ErrNoMaster)
+	return nil, fmt.Errorf("cannot reach a master at %s: %w", strings.Join(tried, " or "), ErrNoMaster)
+}
+
+func dialPath(path string) (*Client, error) {
+	live, pid, err := probe(path)
+	switch {
+	case live:
+		return newClient(path, pid), nil
+	case err != nil:
+		return nil, fmt.Errorf("cannot reach the master at %s: %w", path, cause(err))
 	}
-	return nil, err
+	return nil, fmt.Errorf("cannot reach a master at %s: %w", path, ErrNoMaster)
 }
 
 func newClient(path string, pid int) *Client {

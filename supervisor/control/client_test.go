@@ -160,10 +160,7 @@ func TestStopWaitsForTheProcess(t *testing.T) {
 
 func TestFindListsTheLiveOnes(t *testing.T) {
 	dir := inOwnDirectory(t)
-	elsewhere, err := Find() // masters of this machine, if any
-	if err != nil {
-		t.Fatal(err)
-	}
+	elsewhere, _ := Find() // masters of this machine, if any, where they can be seen
 	for _, name := range []string{"b", "a"} {
 		l, err := ListenDefault(name, true)
 		if err != nil {
