@@ -130,7 +130,7 @@ func generationIn(env []string) int {
 func (f *fakeHost) deafen(env []string) {
 	for _, w := range f.master.workers() {
 		for _, kv := range env {
-			if kv == markVariable+"="+w.mark {
+			if kv == WorkerVariable+"="+w.mark {
 				w.ready.socket.close()
 			}
 		}

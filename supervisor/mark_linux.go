@@ -15,7 +15,7 @@ func markOf(pid int) string {
 		return ""
 	}
 	for kv := range bytes.SplitSeq(env, []byte{0}) {
-		if mark, ok := bytes.CutPrefix(kv, []byte(markVariable+"=")); ok {
+		if mark, ok := bytes.CutPrefix(kv, []byte(WorkerVariable+"=")); ok {
 			return string(mark)
 		}
 	}

@@ -208,7 +208,7 @@ func TestNotifyFromAForeignSender(t *testing.T) {
 
 func TestTrust(t *testing.T) {
 	tree, mark := helper(t), newMark()
-	orphan, other := helper(t, markVariable+"="+mark), helper(t, markVariable+"="+newMark())
+	orphan, other := helper(t, WorkerVariable+"="+mark), helper(t, WorkerVariable+"="+newMark())
 	const nobodys, stranger = firstFakePID, 54321
 	w := &worker{pid: tree.Process.Pid, mark: mark}
 	for _, c := range []struct {

@@ -122,8 +122,16 @@ func (s *Supervisor) beginScale(o *operation) error {
 	for s.wanted > o.Workers {
 		s.scale(-1)
 	}
-	o.end(api.Event{Event: api.EventDone})
+	s.scaling = append(s.scaling, o)
 	return nil
+}
+
+// scaled ends the operations that wait for the right number of workers.
+func (s *Supervisor) scaled() {
+	if len(s.scaling) > 0 && s.phase == phaseServing && len(s.serving.slots) == s.wanted && s.serving.allServing() {
+		s.scaling.end(api.Event{Event: api.EventDone})
+		s.scaling = nil
+	}
 }
 
 // MaxWorkers is how many workers a generation may have; one steering program
@@ -196,7 +204,8 @@ func (s *Supervisor) upgradeFailed(g *generation, reason string) {
 func (s *Supervisor) stopWaiting() {
 	failed := api.Event{Event: api.EventFailed, Reason: "the master was asked to stop"}
 	s.asked.end(failed)
-	s.asked = nil
+	s.scaling.end(failed)
+	s.asked, s.scaling = nil, nil
 	if s.next != nil {
 		s.next.ops.end(failed)
 		s.next.ops = nil

@@ -154,7 +154,7 @@ func (s *Supervisor) environment(w *worker, hand fdpass.Handoff) ([]string, erro
 	return append(env,
 		"MOULT_GENERATION="+strconv.Itoa(w.number),
 		"MOULT_NAME="+s.cfg.Name,
-		markVariable+"="+w.mark), nil
+		WorkerVariable+"="+w.mark), nil
 }
 
 // execResult hears from the shim.

@@ -22,11 +22,20 @@ var errEnded = errors.New("the master has ended")
 func (s *Supervisor) Status(ctx context.Context) (api.Status, error) {
 	var status api.Status
 	var ports []uint16
-	if err := s.ask(ctx, func() { status, ports = s.describe(), s.tcpPorts() }); err != nil {
+	if err := s.ask(ctx, func() {
+		status, ports = s.describe(), s.tcpPorts()
+		s.trimAt, s.trimmed = time.Time{}, false // looking takes memory
+	}); err != nil {
 		return api.Status{}, err
 	}
 	addKernelView(&status, ports)
 	return status, nil
+}
+
+// State is Status.State alone, for probes: nothing but the master is asked.
+func (s *Supervisor) State(ctx context.Context) (state string, err error) {
+	err = s.ask(ctx, func() { state = s.state() })
+	return state, err
 }
 
 // ask runs f in the goroutine that owns the state and waits for it.

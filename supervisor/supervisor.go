@@ -51,6 +51,7 @@ type Supervisor struct {
 	upgrades  api.Upgrades
 	asked     operations   // wait for the next upgrade to begin
 	leaving   operations   // wait for the end
+	scaling   operations   // wait for the right number of workers
 	rollback  *keptProgram // what the next start shall run; nil: what the command names
 	previous  *keptProgram // what served before
 	shown     int          // the generation that was named last
@@ -162,6 +163,7 @@ func (s *Supervisor) send(f func()) {
 // left, or that a generation is gone.
 func (s *Supervisor) settle() {
 	s.forgetGone()
+	s.scaled()
 	if s.serving == nil && s.next == nil && len(s.old) == 0 {
 		s.happen(evEmpty)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/moult/moult/fdpass"
 	"github.com/moult/moult/supervisor"
+	"github.com/moult/moult/supervisor/control"
 )
 
 func checkCommand() *cli.Command {
@@ -31,6 +32,13 @@ func check(c *cli.Context) error {
 	cfg, err := readConfig(c)
 	if err != nil {
 		return err
+	}
+	if address := c.String("admin"); address != "" {
+		admin, err := control.ListenAdmin(address, c.Bool("admin-public"))
+		if err != nil {
+			return usageError{err}
+		}
+		admin.Close()
 	}
 	signals := supervisor.Notify()
 	defer signals.Close()

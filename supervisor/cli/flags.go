@@ -87,7 +87,7 @@ func fromEnvironment(c *cli.Context) error {
 	for _, flag := range c.Command.Flags {
 		name := flag.Names()[0]
 		value, ok := os.LookupEnv(variable(name))
-		if !ok || value == "" || c.IsSet(name) || name == "help" {
+		if !ok || value == "" || c.IsSet(name) || name == "help" || ofMasterAbove(name) {
 			continue
 		}
 		values := []string{value}
@@ -101,6 +101,13 @@ func fromEnvironment(c *cli.Context) error {
 		}
 	}
 	return nil
+}
+
+// ofMasterAbove tells variables that a master has set for its workers, of which
+// this process is one, from those that the user means for this master.
+func ofMasterAbove(name string) bool {
+	_, worker := os.LookupEnv(supervisor.WorkerVariable)
+	return worker && (name == "name" || name == "control")
 }
 
 // readConfig turns flags and variables into what the master is told.
