@@ -387,15 +387,7 @@ func TestBacklogIsSetBack(t *testing.T) {
 	m := run(t, []string{"-l", address + "?backlog=200"}, worker("relisten"))
 	pid := m.waitServing(1).PID
 	m.waitServing(1)
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	until(t, "the worker has stopped", func() error {
-		if state := statusField(pid, "State"); !strings.HasPrefix(state, "T") {
-			return errors.New("it is " + state)
-		}
-		return nil
-	})
+	freeze(t, pid)
 	for i := range 100 {
 		conn, err := net.DialTimeout("tcp", address, 500*time.Millisecond)
 		if err != nil {
@@ -411,6 +403,20 @@ func TestBacklogIsSetBack(t *testing.T) {
 }
 
 // queued counts established connections that nobody has accepted.
+// freeze stops a process and returns when it has.
+func freeze(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the worker has stopped", func() error {
+		if state := statusField(pid, "State"); !strings.HasPrefix(state, "T") {
+			return errors.New("it is " + state)
+		}
+		return nil
+	})
+}
+
 func queued(t *testing.T, address string) (n int) {
 	t.Helper()
 	for _, s := range tcpSockets(t) {
