@@ -105,7 +105,7 @@ func describeSocket(sock *fdpass.Socket) api.Socket {
 	return a
 }
 
-// outsideStates are the workers' states by the names that CONTRACT has.
+// outsideStates are the workers' states by the names that the API has.
 var outsideStates = map[workerState]string{
 	starting: "starting", serving: "serving", settling: "draining", quiescing: "draining", draining: "draining",
 	terminating: "killing", killing: "killing", clearing: "killing", gone: "killing",

@@ -16,7 +16,7 @@ import (
 	"github.com/moult/moult/supervisor"
 )
 
-// Exit codes of CONTRACT: what scripts may rely on.
+// Exit codes that scripts may rely on.
 const (
 	exitFailed = 1
 	exitUsage  = 2
