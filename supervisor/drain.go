@@ -147,8 +147,12 @@ func (w *worker) beginDraining(limit time.Duration) {
 	w.drain.conns = nil
 	w.drained = true
 	w.signal(w.master.cfg.DrainSignal)
-	w.drain.until = time.Now().Add(limit)
+	now := time.Now()
+	w.drain.until = now.Add(limit)
 	w.deadline = w.drain.until
+	if w.master.phase == phaseStopping {
+		w.pollSoon(now)
+	}
 	if n := w.master.queued(w.slot); n > 0 {
 		w.master.log.Warn().Int("generation", w.number).Int("pid", w.pid).Int("connections", n).Msg("told to leave although connections wait in its queue")
 	}
@@ -183,7 +187,7 @@ func (w *worker) look(now time.Time) {
 		w.poll = time.Time{}
 		state := w.state
 		w.lookAtState(now)
-		if w.state == state {
+		if w.state == state && !w.master.released {
 			w.pollSoon(time.Now())
 		}
 	}
@@ -211,6 +215,8 @@ func (w *worker) lookAtState(now time.Time) {
 		w.lookSettled(now)
 	case quiescing:
 		w.lookQuiet(now)
+	case draining:
+		w.master.letGo()
 	case clearing:
 		w.checkCleared()
 	default:

@@ -184,6 +184,49 @@ func (s *Supervisor) stopAll() {
 	}
 }
 
+// letGo closes the sockets before the last worker is gone, when the workers have
+// closed theirs: from then on clients are refused, while requests in hand are
+// finished. As long as a worker still has its listener, a client who came would
+// be let in and then cut, so that new ones are turned away until then.
+func (s *Supervisor) letGo() {
+	if s.phase != phaseStopping || s.released || !s.allDrain() || s.listenersHeld() {
+		return
+	}
+	s.released = true
+	for _, sl := range s.slots() {
+		sl.members = nil
+	}
+	for _, sock := range s.sockets {
+		sock.Close()
+	}
+}
+
+func (s *Supervisor) allDrain() bool {
+	for _, w := range s.workers() {
+		if w.state < draining {
+			return false
+		}
+	}
+	return true
+}
+
+// listenersHeld tells whether a worker still has one of our sockets, or may
+// have one where that cannot be seen.
+func (s *Supervisor) listenersHeld() bool {
+	for _, w := range s.workers() {
+		held, complete := observe.Inodes(observe.Tree(w.pid))
+		if !complete {
+			return true
+		}
+		for _, m := range w.slot.members {
+			if _, holds := held[m.Inode()]; holds {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func (s *Supervisor) killAll() {
 	s.stopWaiting()
 	s.dropNext("asked to end at once")

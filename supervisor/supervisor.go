@@ -59,6 +59,7 @@ type Supervisor struct {
 	exit      Exit
 	pathWatch *pathWatch
 	pidFile   bool
+	released  bool // the sockets were closed before the end
 	trimmed   bool
 	trimAt    time.Time // when memory is given back; zero: it was, or something goes on
 }
