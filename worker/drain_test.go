@@ -189,7 +189,7 @@ func TestSilentAndSlowClientsAreEnded(t *testing.T) {
 		t.Errorf("silent client: %v, want EOF", err)
 	}
 	_ = silent.Close()
-	if r := wantGraceful(t, w); r.Took > 2*time.Second {
+	if r := wantGraceful(t, w); r.Took > 15*time.Second { // half of what they might hold it up for
 		t.Errorf("they have held the drain up for %v", r.Took)
 	}
 }
