@@ -218,6 +218,11 @@ func (l launch) startWith(t testing.TB, stdout io.Writer) *master {
 	return m
 }
 
+// controlOf is short enough for a unix socket, wherever the test's folder is.
+func controlOf(token string) string {
+	return filepath.Join(os.TempDir(), "moult-test-"+token+".sock")
+}
+
 func (l launch) command(token string) *exec.Cmd {
 	line := append(slices.Clone(l.wrap), executable())
 	if l.exe != "" {
@@ -228,7 +233,9 @@ func (l launch) command(token string) *exec.Cmd {
 	cmd.ExtraFiles = l.files
 	cmd.Env = append(os.Environ(), tokenVariable+"="+token)
 	if !l.bare {
-		cmd.Env = append(cmd.Env, "MOULT_LOG_FORMAT=json")
+		// A control socket of its own: in the default place masters of
+		// one name look whether the others live, and so wake them.
+		cmd.Env = append(cmd.Env, "MOULT_LOG_FORMAT=json", "MOULT_CONTROL="+controlOf(token))
 	}
 	cmd.Env = append(cmd.Env, l.env...)
 	// Out of the terminal's process group: its signals are meant for the test.
@@ -266,6 +273,7 @@ func (m *master) await() {
 // cleanUp ends what the test left running: the master, and by the token what
 // it started.
 func (m *master) cleanUp() {
+	defer os.Remove(controlOf(m.token))
 	if m.running() {
 		m.cmd.Process.Kill()
 		<-m.exited
