@@ -336,7 +336,12 @@ func execute(argv []string) *StartError {
 		if err == nil || errors.Is(err, syscall.ENOTDIR) {
 			continue
 		}
-		if _, there := os.Stat(path); errors.Is(err, syscall.ENOENT) && there != nil {
+		// A folder of PATH that the user may not enter (root's, after
+		// --user) hides whether the command is there: it is looked for in
+		// the next one.
+		_, unseen := os.Stat(path)
+		searched := !strings.Contains(argv[0], "/")
+		if unseen != nil && (errors.Is(err, syscall.ENOENT) || searched && errors.Is(err, syscall.EACCES)) {
 			continue
 		}
 		if failed.Err == syscall.ENOENT && failed.Note == "" {

@@ -318,6 +318,7 @@ func TestBecomeSomebodyElse(t *testing.T) {
 		t.Skip(err)
 	}
 	if os.Geteuid() != 0 {
+		c.UID, c.GID = os.Geteuid()+1, os.Getegid()+1 // certainly somebody else
 		status, err := run(t, Program{Command: []string{"/bin/true"}, Credential: c})
 		var e *StartError
 		if !errors.As(err, &e) || e.Err != syscall.EPERM || status.ExitStatus() != 1 || !strings.Contains(e.Note, "root") {
