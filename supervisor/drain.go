@@ -187,7 +187,9 @@ func (w *worker) look(now time.Time) {
 		w.poll = time.Time{}
 		state := w.state
 		w.lookAtState(now)
-		if w.state == state && !w.master.released {
+		// A worker that drains is looked at for its listeners alone.
+		done := state == draining && w.master.released
+		if w.state == state && !done {
 			w.pollSoon(time.Now())
 		}
 	}
