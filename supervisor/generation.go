@@ -131,32 +131,55 @@ func (s *Supervisor) join(sl *slot) error {
 
 // steer sends new connections to the generation's members from now on.
 func (s *Supervisor) steer(g *generation) error {
-	for i, sock := range s.sockets {
-		if err := sock.Steer(g.membersOf(i)); err != nil {
+	for _, sock := range s.sockets {
+		if err := steerOn(sock, g); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// membersOf lists the members of the i-th socket that new connections may
-// reach. A slot without a worker keeps its place unless others are there to
+// steerOn leaves an address alone where the generation has no socket on it:
+// others may serve it still.
+func steerOn(sock *fdpass.Socket, g *generation) error {
+	members := g.membersOf(sock)
+	if len(members) == 0 {
+		return nil
+	}
+	return sock.Steer(members)
+}
+
+// membersOf lists the members of one socket that new connections may reach. A slot without a worker keeps its place unless others are there to
 // take over: a queue that nobody serves is better than none.
-func (g *generation) membersOf(i int) []*fdpass.Member {
+func (g *generation) membersOf(sock *fdpass.Socket) []*fdpass.Member {
 	var all, staffed []*fdpass.Member
 	for _, sl := range g.slots {
-		if sl.leaving || len(sl.members) <= i {
+		if sl.leaving {
 			continue
 		}
-		all = appendNew(all, sl.members[i])
-		if sl.worker != nil && sl.worker.state == serving {
-			staffed = appendNew(staffed, sl.members[i])
+		for _, m := range sl.membersOf(sock) {
+			all = appendNew(all, m)
+			if sl.worker != nil && sl.worker.state == serving {
+				staffed = appendNew(staffed, m)
+			}
 		}
 	}
 	if len(staffed) > 0 {
 		return staffed
 	}
 	return all
+}
+
+// membersOf lists the slot's members of one socket: one that the master has made
+// where it has opened the address, and any number that the worker has bound.
+func (sl *slot) membersOf(sock *fdpass.Socket) []*fdpass.Member {
+	var list []*fdpass.Member
+	for _, m := range sl.members {
+		if m.Socket() == sock {
+			list = append(list, m)
+		}
+	}
+	return list
 }
 
 func appendNew(list []*fdpass.Member, m *fdpass.Member) []*fdpass.Member {

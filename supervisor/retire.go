@@ -63,10 +63,8 @@ func (sl *slot) sharedWithLiving() bool {
 		if other == sl || other.worker == nil {
 			continue
 		}
-		for i, m := range sl.members {
-			if i < len(other.members) && other.members[i] == m {
-				return true
-			}
+		if slices.ContainsFunc(sl.members, func(m *fdpass.Member) bool { return slices.Contains(other.members, m) }) {
+			return true
 		}
 	}
 	return false
