@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/moult/moult/fdpass/intercept"
 )
 
 // The shim is moult's own binary between fork and exec: it is started in the
@@ -21,7 +24,9 @@ import (
 //	argv          shimName, the command, its arguments
 //	shimVariable  JSON of shimOrder
 //	status pipe   descriptor shimOrder.Status: closed by execve, or JSON of
-//	              StartError and then closed
+//	              StartError and then closed. With interception a socket, on
+//	              which the descriptor of the filter comes first, with a
+//	              newline
 const (
 	shimName     = "moult-shim"
 	shimVariable = "MOULT_SHIM"
@@ -36,6 +41,8 @@ type shimOrder struct {
 	DirMayFail bool        `json:"dir_may_fail,omitempty"`
 	KeepHUP    bool        `json:"keep_hup,omitempty"`
 	Kept       bool        `json:"kept,omitempty"`
+
+	Intercept *intercept.Traps `json:"intercept,omitempty"`
 }
 
 // Program is a worker to be started.
@@ -54,6 +61,10 @@ type Program struct {
 	// executable that is open, wherever its file may be by now. It stays
 	// the caller's.
 	Kept *os.File
+
+	// Intercept, if not nil, has bind and listen of the worker and its
+	// descendants stopped, and these beyond. See Started.Interception.
+	Intercept *intercept.Traps
 }
 
 // StartError says why a program could not be started: which step failed on
@@ -88,12 +99,17 @@ func (e *StartError) ExitCode() int {
 	return 126
 }
 
-const stepExecute = "execute"
+const (
+	stepExecute   = "execute"
+	stepIntercept = "intercept"
+)
 
 // Started is a program on its way.
 type Started struct {
-	pid    int
-	status *os.File
+	pid          int
+	status       *os.File
+	intercepted  bool
+	interception *os.File
 }
 
 // PID is the process id: the shim's, and then the program's.
@@ -102,7 +118,7 @@ func (s *Started) PID() int { return s.pid }
 // Start forks. The result is in when Result returns; nobody but the caller
 // waits for the process.
 func (p Program) Start() (*Started, error) {
-	r, w, err := os.Pipe()
+	r, w, err := p.openStatus()
 	if err != nil {
 		return nil, fmt.Errorf("cannot start %s: %w", p.Command[0], err)
 	}
@@ -112,8 +128,15 @@ func (p Program) Start() (*Started, error) {
 		r.Close()
 		return nil, fmt.Errorf("cannot start %s: %w", p.Command[0], err)
 	}
-	started.status = r
+	started.status, started.intercepted = r, p.Intercept != nil
 	return started, nil
+}
+
+func (p Program) openStatus() (r, w *os.File, err error) {
+	if p.Intercept == nil {
+		return os.Pipe()
+	}
+	return openStatusPair()
 }
 
 func (p Program) start(status *os.File) (*Started, error) {
@@ -145,7 +168,7 @@ func (p Program) start(status *os.File) (*Started, error) {
 	order, err := json.Marshal(shimOrder{
 		Status: listenFDsStart + len(p.Members), ListenPID: p.ListenPID, Credential: p.Credential,
 		Umask: p.Umask, Dir: []byte(p.Dir), DirMayFail: p.DirMayFail, KeepHUP: p.KeepHUP,
-		Kept: p.Kept != nil,
+		Kept: p.Kept != nil, Intercept: p.Intercept,
 	})
 	if err != nil {
 		return nil, err
@@ -162,11 +185,50 @@ func (p Program) start(status *os.File) (*Started, error) {
 // *StartError), and ends the wait when the process dies. It is called once.
 func (s *Started) Result() error {
 	defer s.status.Close()
+	if s.intercepted {
+		return s.interceptedResult()
+	}
+	return failureIn(s.status)
+}
+
+func failureIn(status io.Reader) error {
 	var e StartError
-	if err := json.NewDecoder(s.status).Decode(&e); err != nil {
+	if err := json.NewDecoder(status).Decode(&e); err != nil {
 		return nil // closed by execve, or by a death that has a status of its own
 	}
 	return &e
+}
+
+// interceptedResult keeps the descriptor only of what runs.
+func (s *Started) interceptedResult() error {
+	status := &statusReader{file: s.status}
+	err := failureIn(status)
+	if err == nil && status.lost != 0 {
+		err = &StartError{
+			Step: stepIntercept, What: "the worker", Err: status.lost,
+			Note: "the descriptor of its filter did not arrive; raise the limit of open files",
+		}
+	}
+	if err != nil && status.descriptor != nil {
+		status.descriptor.Close()
+		return err
+	}
+	s.interception = status.descriptor
+	return err
+}
+
+// Interception is for intercept.Listen, once Result has returned without an
+// error. It is the caller's, who closes it; nil without Program.Intercept, and
+// of a worker that died on its way.
+func (s *Started) Interception() *os.File { return s.interception }
+
+// CheckIntercepted tells beforehand why the executable at path could not run
+// under interception, or nil; it does not look path up in PATH.
+func CheckIntercepted(path string) error {
+	if failed := (interception{on: true, noNewPrivs: intercept.NeedsNoNewPrivs()}).refuses(path); failed != nil {
+		return failed
+	}
+	return nil
 }
 
 // ownExecutable is the running image, not what stands at its path by now: a
@@ -229,6 +291,10 @@ func (o shimOrder) become(argv []string) *StartError {
 	if o.Umask != nil {
 		syscall.Umask(*o.Umask)
 	}
+	filtered, failed := o.intercept(argv[0])
+	if failed != nil {
+		return failed
+	}
 	if err := o.Credential.assume(); err != nil {
 		return err
 	}
@@ -237,17 +303,66 @@ func (o shimOrder) become(argv []string) *StartError {
 	}
 	resetSignals(o.KeepHUP)
 	if o.Kept {
-		return o.executeKept(argv)
+		return o.executeKept(argv, filtered)
 	}
-	return execute(argv)
+	return execute(argv, filtered)
+}
+
+// interception is what a filter on this process rules out; the zero value rules
+// nothing out.
+type interception struct{ on, noNewPrivs bool }
+
+// intercept comes before the change of the user: root needs no no_new_privs.
+func (o shimOrder) intercept(command string) (interception, *StartError) {
+	if o.Intercept == nil {
+		return interception{}, nil
+	}
+	fail := func(err error, note string) (interception, *StartError) {
+		return interception{}, &StartError{
+			Step: stepIntercept, What: "bind and listen of " + command, Err: errnoOf(err), Note: note,
+		}
+	}
+	fd, noNewPrivs, err := intercept.Install(*o.Intercept)
+	if err != nil {
+		note := "use --listen"
+		var reason *intercept.Unsupported
+		if errors.As(err, &reason) {
+			note = reason.Reason + "; " + note
+		}
+		return fail(err, note)
+	}
+	defer closeDescriptor(fd)
+	if err := sendDescriptor(o.Status, fd); err != nil {
+		return fail(err, "the master does not take its descriptor")
+	}
+	return interception{on: true, noNewPrivs: noNewPrivs}, nil
+}
+
+// refuses tells why the filter and the file at path do not go together.
+func (i interception) refuses(path string) *StartError {
+	if !i.on {
+		return nil
+	}
+	var reason *intercept.Unsupported
+	if !errors.As(intercept.CheckProgram(path, i.noNewPrivs), &reason) {
+		return nil
+	}
+	e := &StartError{Step: stepExecute, What: path, Err: syscall.EOPNOTSUPP, Note: reason.Reason + "; use --listen"}
+	if reason.Err != nil {
+		e.Err, e.Note = errnoOf(reason.Err), reason.Reason+": run moult as root or use --listen"
+	}
+	return e
 }
 
 // executeKept becomes the program on the descriptor behind the status pipe.
 // After a change of the user the kernel hides /proc/self from the process
 // itself; being dumpable again, as it will be after execve, opens it.
-func (o shimOrder) executeKept(argv []string) *StartError {
+func (o shimOrder) executeKept(argv []string, filtered interception) *StartError {
 	makeDumpable()
 	path := "/proc/self/fd/" + strconv.Itoa(o.Status+1)
+	if failed := filtered.refuses(path); failed != nil {
+		return failed
+	}
 	return refusal(path, errnoOf(syscall.Exec(path, argv, os.Environ())))
 }
 
@@ -329,9 +444,12 @@ func (o shimOrder) enter() *StartError {
 
 // execute looks the command up as a shell does and becomes it. The first
 // refusal other than "not there" is what the caller hears, if nothing runs.
-func execute(argv []string) *StartError {
+func execute(argv []string, filtered interception) *StartError {
 	failed := &StartError{Step: stepExecute, What: argv[0], Err: syscall.ENOENT}
 	for _, path := range candidates(argv[0]) {
+		if refused := filtered.refuses(path); refused != nil {
+			return refused
+		}
 		err := syscall.Exec(path, argv, os.Environ())
 		if err == nil || errors.Is(err, syscall.ENOTDIR) {
 			continue

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -15,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/moult/moult/fdpass/intercept"
 	"golang.org/x/sys/unix"
 )
 
@@ -107,6 +109,9 @@ func reportOf(t testing.TB, p Program, args ...string) (report, int) {
 	s, err := p.Start()
 	must(t, err)
 	must(t, s.Result())
+	if filter := s.Interception(); filter != nil {
+		defer filter.Close()
+	}
 	if status := waitFor(t, s.PID()); status != 0 {
 		t.Fatalf("the worker ended with %v", status)
 	}
@@ -452,5 +457,311 @@ func BenchmarkStartThroughShim(b *testing.B) {
 func BenchmarkStartDirectly(b *testing.B) {
 	for b.Loop() {
 		must(b, exec.Command("/bin/true").Run())
+	}
+}
+
+func init() {
+	roles["bind"] = bindOnce
+	roles["master"] = startIntercepted
+	roles["privileges"] = func() { os.Exit(privileges()) }
+}
+
+// privileges is no_new_privs, times 16, and the seccomp mode of the thread.
+func privileges() int {
+	noNewPrivs, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+	if err != nil {
+		return -1
+	}
+	text, err := os.ReadFile("/proc/thread-self/status")
+	_, mode, found := strings.Cut(string(text), "\nSeccomp:\t")
+	if err != nil || !found {
+		return -1
+	}
+	return noNewPrivs<<4 | int(mode[0]-'0')
+}
+
+// bindOnce ends with the errno that it got.
+func bindOnce() {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
+	}
+	os.Exit(int(errnoOf(err)))
+}
+
+// startIntercepted is a master under conditions that a test has chosen: it
+// writes down how its worker failed to start, and has its exit code.
+func startIntercepted() {
+	s, err := Program{Command: os.Args[1:], Intercept: &intercept.Traps{}}.Start()
+	if err == nil {
+		err = s.Result()
+	}
+	var failed *StartError
+	if !errors.As(err, &failed) || s.Interception() != nil {
+		fmt.Fprintln(os.Stderr, err, "is no StartError")
+		os.Exit(2)
+	}
+	if err := os.WriteFile(os.Getenv(reportVariable), []byte(err.Error()), 0o666); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	os.Exit(failed.ExitCode())
+}
+
+// role is the test binary in a role that a test gives it.
+func role(t testing.TB, name string, args ...string) Program {
+	t.Helper()
+	return Program{Command: append([]string{ownBinary(t)}, args...), Env: []string{roleVariable + "=" + name}}
+}
+
+// startListening starts p and listens to its filter.
+func startListening(t testing.TB, p Program) (*Started, *intercept.Listener) {
+	t.Helper()
+	s, err := p.Start()
+	must(t, err)
+	must(t, s.Result())
+	if s.Interception() == nil {
+		t.Fatal("no descriptor of the filter")
+	}
+	l, err := intercept.Listen(s.Interception())
+	must(t, err)
+	t.Cleanup(func() { l.Close() })
+	return s, l
+}
+
+func needsInterception(t testing.TB) {
+	t.Helper()
+	if err := intercept.Works(); err != nil {
+		t.Skip(err)
+	}
+}
+
+func TestShimHandsTheFilterOver(t *testing.T) {
+	needsInterception(t)
+	before := openDescriptors(t)
+	kept, err := os.Open(ownBinary(t))
+	must(t, err)
+	for _, k := range []*os.File{nil, kept} {
+		p := role(t, "bind")
+		p.Intercept, p.Kept = &intercept.Traps{}, k
+		s, l := startListening(t, p)
+		c, err := l.Next()
+		must(t, err)
+		if c.Kind != intercept.Bind || c.PID != s.PID() {
+			t.Errorf("call %d of process %d, want a bind of %d", c.Kind, c.PID, s.PID())
+		}
+		must(t, c.Answer(syscall.EADDRINUSE))
+		if status := waitFor(t, s.PID()); status.ExitStatus() != int(syscall.EADDRINUSE) {
+			t.Errorf("the worker ended with %v", status)
+		}
+		if _, err := l.Next(); err != io.EOF {
+			t.Errorf("%v, want the end", err)
+		}
+		l.Close()
+	}
+	kept.Close()
+	if now := openDescriptors(t); now != before {
+		t.Errorf("%d descriptors leaked", now-before)
+	}
+}
+
+func TestInterceptedWorkerFindsNoMore(t *testing.T) {
+	needsInterception(t)
+	r, _ := reportOf(t, Program{Intercept: &intercept.Traps{}})
+	for fd, to := range r.FDs {
+		// What the worker's own runtime opens is its business.
+		if fd > 2 && !strings.HasPrefix(to, "anon_inode:[event") && !strings.HasPrefix(to, "/sys/") {
+			t.Errorf("descriptor %d is open: %s", fd, to)
+		}
+	}
+	for _, e := range r.Env {
+		if strings.HasPrefix(e, shimVariable) {
+			t.Errorf("%s is left", e)
+		}
+	}
+}
+
+func TestNoInterceptionUnasked(t *testing.T) {
+	s, err := role(t, "privileges").Start()
+	must(t, err)
+	must(t, s.Result())
+	if s.Interception() != nil {
+		t.Error("a filter that nobody asked for")
+	}
+	if status := waitFor(t, s.PID()); status.ExitStatus() != privileges() {
+		t.Errorf("the worker ended with %v", status)
+	}
+}
+
+// Root's workers keep setuid programs even as another user: the filter comes
+// before the change.
+func TestRootNeedsNoNoNewPrivs(t *testing.T) {
+	needsInterception(t)
+	const filtered = 2 // SECCOMP_MODE_FILTER
+	want, p := 1<<4|filtered, role(t, "privileges")
+	if os.Geteuid() == 0 {
+		want, p.Credential = filtered, &Credential{UID: 65534, GID: 65534, Groups: []int{65534}}
+		openTo(t, ownBinary(t))
+	}
+	if !intercept.NeedsNoNewPrivs() {
+		want = privileges() | filtered
+	}
+	p.Intercept = &intercept.Traps{}
+	s, _ := startListening(t, p)
+	if status := waitFor(t, s.PID()); status.ExitStatus() != want {
+		t.Errorf("no_new_privs<<4|seccomp is %#x, want %#x", status.ExitStatus(), want)
+	}
+}
+
+// masterFails has a master start command under interception, and returns what
+// it says.
+func masterFails(t testing.TB, p Program) (text string, code int) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "report")
+	must(t, os.WriteFile(file, nil, 0o600))
+	must(t, os.Chmod(file, 0o666))
+	openTo(t, file)
+	p.Env = append(p.Env, reportVariable+"="+file)
+	s, err := p.Start()
+	must(t, err)
+	must(t, s.Result())
+	if f := s.Interception(); f != nil {
+		defer f.Close()
+	}
+	status := waitFor(t, s.PID())
+	said, err := os.ReadFile(file)
+	must(t, err)
+	return string(said), status.ExitStatus()
+}
+
+func TestInterceptionUnderInterception(t *testing.T) {
+	needsInterception(t)
+	p := role(t, "master", "./server")
+	p.Intercept = &intercept.Traps{}
+	text, code := masterFails(t, p)
+	for _, part := range []string{"cannot intercept bind and listen of ./server: ", "another moult", "use --listen"} {
+		if !strings.Contains(text, part) || code != 1 {
+			t.Errorf("code %d, %q misses %q", code, text, part)
+		}
+	}
+}
+
+// narrowProgram is as much of a 32-bit ELF file as is looked at.
+func narrowProgram(t testing.TB) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "narrow")
+	must(t, os.WriteFile(file, []byte("\x7fELF\x01\x01\x01"+strings.Repeat("\x00", 45)), 0o755))
+	return file
+}
+
+func TestNarrowProgramIsRefused(t *testing.T) {
+	needsInterception(t)
+	file := narrowProgram(t)
+	open, err := os.Open(file)
+	must(t, err)
+	defer open.Close()
+	for _, p := range []Program{
+		{Command: []string{file}},
+		{Command: []string{"narrow"}, Env: []string{"PATH=/nowhere:" + filepath.Dir(file)}},
+		{Command: []string{"./narrow"}, Dir: filepath.Dir(file)},
+		{Command: []string{"other"}, Kept: open},
+	} {
+		p.Intercept = &intercept.Traps{}
+		status, err := run(t, p)
+		var e *StartError
+		if !errors.As(err, &e) || e.ExitCode() != 126 || status.ExitStatus() != 126 || e.Note != "a 32-bit program cannot be intercepted; use --listen" {
+			t.Errorf("%q: %v, %v", p.Command, err, status)
+		}
+		p.Intercept = nil
+		if _, err := run(t, p); !errors.Is(err, syscall.ENOEXEC) && !errors.Is(err, syscall.EACCES) {
+			t.Errorf("%q, not intercepted: %v", p.Command, err)
+		}
+	}
+	var e *StartError
+	if err := CheckIntercepted(file); !errors.As(err, &e) || e.ExitCode() != 126 {
+		t.Errorf("beforehand: %v", err)
+	}
+	must(t, CheckIntercepted(ownBinary(t)))
+	must(t, CheckIntercepted("/nowhere/program"))
+}
+
+func TestSetuidProgramIsRefusedToOrdinaryUsers(t *testing.T) {
+	needsInterception(t)
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to make a setuid program for somebody else")
+	}
+	file := filepath.Join(t.TempDir(), "setuid")
+	content, err := os.ReadFile("/bin/true")
+	must(t, err)
+	must(t, os.WriteFile(file, content, 0o755))
+	must(t, unix.Chmod(file, 0o4755))
+	openTo(t, file)
+	openTo(t, ownBinary(t))
+	var fs unix.Statfs_t
+	must(t, unix.Statfs(file, &fs))
+	if fs.Flags&unix.ST_NOSUID != 0 {
+		t.Skip("setuid means nothing in the folder for temporary files")
+	}
+	must(t, CheckIntercepted(file))
+	p := role(t, "master", file)
+	p.Credential = &Credential{UID: 65534, GID: 65534, Groups: []int{65534}}
+	text, code := masterFails(t, p)
+	want := "cannot execute " + file + ": operation not permitted (it is setuid, which does not work under interception (no_new_privs): run moult as root or use --listen)"
+	if code != 126 || text != want {
+		t.Errorf("code %d, %q; want %q", code, text, want)
+	}
+
+	// As root no_new_privs is not needed, whoever the worker becomes.
+	asRoot := Program{Command: []string{file}, Credential: p.Credential, Intercept: &intercept.Traps{}}
+	s, _ := startListening(t, asRoot)
+	if status := waitFor(t, s.PID()); status != 0 {
+		t.Errorf("the worker ended with %v", status)
+	}
+}
+
+func TestFilterWithoutRoomForItsDescriptor(t *testing.T) {
+	needsInterception(t)
+	p := role(t, "bind")
+	p.Intercept = &intercept.Traps{}
+	s, err := p.Start()
+	must(t, err)
+	var limit syscall.Rlimit
+	must(t, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit))
+	must(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 0, Max: limit.Max}))
+	err = s.Result()
+	must(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit))
+	var e *StartError
+	if !errors.As(err, &e) || e.Err != syscall.EMFILE || e.ExitCode() != 1 || s.Interception() != nil {
+		t.Errorf("%v", err)
+	}
+	if status := waitFor(t, s.PID()); status.ExitStatus() != int(syscall.ENOSYS) {
+		t.Errorf("the worker ended with %v", status)
+	}
+}
+
+func TestInterceptedShimThatDies(t *testing.T) {
+	needsInterception(t)
+	s, err := Program{Command: []string{"/bin/sleep", "60"}, Intercept: &intercept.Traps{}}.Start()
+	must(t, err)
+	must(t, syscall.Kill(s.PID(), syscall.SIGKILL))
+	if err := s.Result(); err != nil {
+		t.Errorf("%v; the status tells", err)
+	}
+	if f := s.Interception(); f != nil { // it came that far
+		f.Close()
+	}
+	if status := waitFor(t, s.PID()); !status.Signaled() {
+		t.Errorf("status %v", status)
+	}
+}
+
+func BenchmarkStartIntercepted(b *testing.B) {
+	needsInterception(b)
+	for b.Loop() {
+		s, err := Program{Command: []string{"/bin/true"}, Intercept: &intercept.Traps{}}.Start()
+		must(b, err)
+		must(b, s.Result())
+		s.Interception().Close()
+		waitFor(b, s.PID())
 	}
 }
