@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -58,7 +59,7 @@ func (s *Socket) tryGroup() error {
 // it: type and owner decide, and both are its maker's.
 func (s *Socket) startGroup() error {
 	first := s.members[0]
-	first.spare = true
+	first.spare = !first.own
 	if _, err := s.target(); err != nil || !first.foreign {
 		return err
 	}
@@ -120,10 +121,7 @@ func (s *Socket) listenFirst(fd int) error {
 	if !s.mayGroup() {
 		return listen()
 	}
-	reusePort := func(on int) func() error {
-		return func() error { return os.NewSyscallError("setsockopt SO_REUSEPORT", setReusePort(fd, on)) }
-	}
-	return inTurn(reusePort(1), func() error { return attachProgram(fd, []int{0}, nil) }, reusePort(0), listen, reusePort(1))
+	return inTurn(reusePort(fd, 1), attachTo(fd), reusePort(fd, 0), listen, reusePort(fd, 1))
 }
 
 func inTurn(steps ...func() error) error {
@@ -241,6 +239,14 @@ func (s *Socket) trim() {
 // shut takes a member out of the kernel's array, even where a stray process
 // still holds a duplicate of it, and out of the mirror.
 func (s *Socket) shut(m *Member) {
+	if s.network == "udp" {
+		// A datagram socket leaves when nobody has it any more: its worker
+		// is gone.
+		closeDescriptor(m.fd)
+		s.remove(m)
+		_ = s.attach(s.serving)
+		return
+	}
 	_ = syscall.Shutdown(m.fd, syscall.SHUT_RDWR)
 	_ = s.Verify()
 	closeDescriptor(m.fd)
@@ -317,11 +323,18 @@ func (s *Socket) attach(serving []*Member) error {
 			rules = append(rules, probeRule{from: p.from, index: i})
 		}
 	}
+	if s.network == "udp" {
+		return attach(s.members[0].fd, datagramProgram(indices))
+	}
 	return attachProgram(s.members[0].fd, indices, rules)
 }
 
 func attachProgram(fd int, indices []int, rules []probeRule) error {
-	program, err := steeringProgram(indices, rules)
+	return attach(fd, steeringProgram(indices, rules))
+}
+
+func attach(fd int, instructions []bpf.Instruction) error {
+	program, err := assemble(instructions)
 	if err != nil {
 		return err
 	}
@@ -337,6 +350,7 @@ func (s *Socket) leaveGroup(m *Member) {
 	_ = s.Verify() // a member that cannot be put back is out, which is what is wanted
 	switch {
 	case s.index(m) < 0: // it had left by itself
+		s.stopServing(m)
 		closeDescriptor(m.fd)
 		return
 	case m.foreign:

@@ -21,6 +21,8 @@ type Member struct {
 	gen     int         // generation it was made for, where a generation shares one
 	path    string      // unix: the name it was bound to
 	file    fs.FileInfo // of that name, by which it is known under others
+	maker   *Identity   // learned path: as whom its names are made and removed
+	own     bool        // a worker made it itself
 	foreign bool        // came from outside: its listening outlives us, it is never shut down
 	spare   bool        // in the kernel's array, given to nobody
 	tainted bool        // its place in the kernel's array is not known for certain
@@ -33,9 +35,16 @@ func (m *Member) Inode() uint64 { return m.inode }
 // member's: callers neither close it nor make it an *os.File.
 func (m *Member) Descriptor() int { return m.fd }
 
+// Own tells that a worker made the socket itself, and the master holds a
+// duplicate.
+func (m *Member) Own() bool { return m.own }
+
 // Path is the name that a unix socket was bound to, which its connections bear;
 // it is not the path that clients use where that is renamed.
-func (m *Member) Path() string { return m.path }
+func (m *Member) Path() string {
+	name, _ := boundAddress(m.fd)
+	return name
+}
 
 // Socket is the address that the member belongs to.
 func (m *Member) Socket() *Socket { return m.socket }

@@ -21,6 +21,9 @@ func (s *Socket) Verify() error {
 }
 
 func (s *Socket) departed() []*Member {
+	if s.network == "udp" {
+		return nil // shutdown(2) changes nothing there
+	}
 	var gone []*Member
 	for _, m := range s.members {
 		if !isListening(m.fd) {
@@ -84,6 +87,10 @@ func (s *Socket) tainted() []*Member {
 // for all others that is an error (EINVAL) without meaning.
 func (s *Socket) putBack(m *Member) error {
 	m.tainted = false
+	if m.own {
+		s.stopServing(m) // the worker may do with its own as it likes
+		return nil
+	}
 	if !m.foreign && !slices.Contains(s.serving, m) {
 		return nil
 	}

@@ -147,7 +147,7 @@ func (s *Socket) openInet() error {
 // use is an error as everywhere else (listenFirst); all others carry the option
 // from the start (join) and so can only follow a first one of the same user.
 func (s *Socket) bindInet(t inetTarget, join bool) (*Member, error) {
-	return s.bindInetWith(t, join, func(int) {})
+	return s.bindInetWith(t, join, s.disguise)
 }
 
 // bindInetWith calls prepare with the new descriptor before it is bound.

@@ -258,7 +258,7 @@ func (s *Socket) joinPath(gen int) (*Member, error) {
 }
 
 func (s *Socket) steerPath() error {
-	if len(s.serving) == 0 || s.showsPath(s.serving[0]) {
+	if len(s.serving) == 0 || s.showsPath(s.serving[0]) || s.movedAway(s.serving[0]) {
 		return nil
 	}
 	return s.showPath(s.serving[0])
@@ -266,6 +266,9 @@ func (s *Socket) steerPath() error {
 
 // showPath makes the path lead to m, in one step: there is no moment without.
 func (s *Socket) showPath(m *Member) error {
+	if s.learned {
+		return s.showLearned(m)
+	}
 	return withFreeName(s.addr.Path, func(name string) error {
 		if err := os.Link(m.path, name); err != nil {
 			return err
@@ -284,9 +287,13 @@ func (s *Socket) showsPath(m *Member) bool {
 }
 
 // Mend puts a unix path back that a leaving worker has removed, and tells
-// whether it had to.
+// whether it had to. What a worker has bound itself is its own to remove or to
+// rename as long as no other one has the path too.
 func (s *Socket) Mend() (bool, error) {
 	if s.how != Renamed || s.refused || len(s.serving) == 0 || s.showsPath(s.serving[0]) {
+		return false, nil
+	}
+	if s.learned && !s.mayMend(s.serving[0]) {
 		return false, nil
 	}
 	if err := s.showPath(s.serving[0]); err != nil {
@@ -296,17 +303,29 @@ func (s *Socket) Mend() (bool, error) {
 }
 
 func (s *Socket) leavePath(m *Member) {
-	removePath(m.path)
+	if s.learned {
+		s.leaveLearned(m)
+	}
+	m.removeName(m.path)
 	closeDescriptor(m.fd)
 	s.stopServing(m)
 	s.remove(m)
+}
+
+// removeName removes one of the names that lead to m.
+func (m *Member) removeName(path string) {
+	if m.maker == nil {
+		removePath(path)
+		return
+	}
+	m.maker.removeFile(path, m.file)
 }
 
 // hidePath takes the path away from new clients, if it is still ours.
 func (s *Socket) hidePath() {
 	for _, m := range s.members {
 		if s.showsPath(m) {
-			removePath(s.addr.Path)
+			m.removeName(s.addr.Path)
 		}
 	}
 }
@@ -315,7 +334,10 @@ func (s *Socket) closePath() {
 	s.hidePath()
 	for _, m := range s.members {
 		if m.path != s.addr.Path {
-			removePath(m.path)
+			m.removeName(m.path)
 		}
+	}
+	for inode := range s.pending {
+		s.Forget(inode)
 	}
 }

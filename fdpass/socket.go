@@ -43,12 +43,16 @@ type Socket struct {
 	bound   string
 	backlog int
 	share   bool // by the user's wish: one socket for all
+	learned bool // bound by the workers themselves
+	device  int  // learned: index of the interface that it is tied to; 0: none
 
 	members []*Member // steered: mirror of the kernel's array, in its order
 	serving []*Member // those that get new connections
 	probes  []*Probe  // the program has a rule for each
 	at      *inetTarget
 	refused bool // new connections are turned away: the end has come
+
+	pending map[uint64]pendingName // learned path: sockets that do not listen yet, by inode
 }
 
 // Addr is the address as it was asked for.
@@ -86,6 +90,9 @@ func (s *Socket) IsUnix() bool { return strings.HasPrefix(s.network, "unix") }
 func (s *Socket) Inherited() bool {
 	return slices.ContainsFunc(s.members, func(m *Member) bool { return m.foreign })
 }
+
+// Learned tells that the workers have bound the address themselves.
+func (s *Socket) Learned() bool { return s.learned }
 
 // IsStream tells sockets that accept connections from datagram ones.
 func (s *Socket) IsStream() bool { return s.network == "tcp" || s.network == "unix" }
@@ -161,6 +168,9 @@ func (s *Socket) Serving(m *Member) bool {
 	return s.how == Shared || slices.Contains(s.serving, m)
 }
 
+// Served tells whether new connections reach anybody.
+func (s *Socket) Served() bool { return s.how == Shared || len(s.serving) > 0 }
+
 // stopServing forgets a member without touching the caller's list.
 func (s *Socket) stopServing(m *Member) {
 	s.serving = slices.DeleteFunc(slices.Clone(s.serving), func(x *Member) bool { return x == m })
@@ -192,7 +202,7 @@ func (s *Socket) Relisten(m *Member) error {
 		// Listening again would put it into the kernel's array unseen.
 		return fmt.Errorf("cannot restore the queue of %s: the worker has shut its socket down", s.addr.Name)
 	}
-	return listenAgain(m.fd, s.backlog)
+	return m.listen(s.backlog)
 }
 
 // Refuse turns new clients away while what is queued can still be served: the

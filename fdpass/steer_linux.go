@@ -14,13 +14,14 @@ import (
 const skfNetOff = 0xfff00000
 
 // Offsets in the network headers of IPv4 (RFC 791, without options, which no
-// probe carries) and IPv6 (RFC 8200), and in TCP behind them.
+// probe carries) and IPv6 (RFC 8200), and in TCP and UDP behind them, which
+// both begin with the client's port.
 const (
 	v4Source   = 12
 	v4TCP      = 20
 	v6Source   = 8
 	v6TCP      = 40
-	maxMembers = 1000 // at two instructions each, what net.core.optmem_max allows
+	maxProgram = 2500 // instructions: what net.core.optmem_max allows
 )
 
 // probeRule sends the connection from one chosen source to one member.
@@ -32,26 +33,35 @@ type probeRule struct {
 // steeringProgram is what SO_ATTACH_REUSEPORT_CBPF runs for each new
 // connection: it returns the index of the member that gets it. Several members
 // get a random share each.
-func steeringProgram(indices []int, probes []probeRule) ([]unix.SockFilter, error) {
-	if len(indices) == 0 || len(indices) > maxMembers {
-		return nil, fmt.Errorf("a group has between 1 and %d serving members", maxMembers)
-	}
+func steeringProgram(indices []int, probes []probeRule) []bpf.Instruction {
 	var program []bpf.Instruction
 	for _, p := range probes {
 		program = append(program, matchSource(p.from, uint32(p.index))...)
 	}
-	return assemble(append(program, spread(indices)...))
+	return append(program, spread(indices, bpf.LoadExtension{Num: bpf.ExtRand})...)
 }
 
-func spread(indices []int) []bpf.Instruction {
+// datagramProgram gives all that comes from one port of a client to the same
+// member: the packets of a flow belong together.
+func datagramProgram(indices []int) []bpf.Instruction {
+	const v6 = 6
+	port := func(header uint32) bpf.Instruction { return bpf.LoadAbsolute{Off: skfNetOff + header, Size: 2} }
+	return spread(indices,
+		bpf.LoadAbsolute{Off: skfNetOff, Size: 1},
+		bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: v6, SkipFalse: 2},
+		port(v6TCP),
+		bpf.Jump{Skip: 1},
+		port(v4TCP))
+}
+
+// spread shares out by the number that choose leaves in the accumulator.
+func spread(indices []int, choose ...bpf.Instruction) []bpf.Instruction {
 	last := len(indices) - 1
 	if last == 0 {
 		return []bpf.Instruction{bpf.RetConstant{Val: uint32(indices[0])}}
 	}
-	program := []bpf.Instruction{
-		bpf.LoadExtension{Num: bpf.ExtRand},
-		bpf.ALUOpConstant{Op: bpf.ALUOpMod, Val: uint32(len(indices))},
-	}
+	program := append(choose, bpf.ALUOpConstant{Op: bpf.ALUOpMod, Val: uint32(len(indices))})
 	for i, index := range indices[:last] {
 		program = append(program,
 			bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(i), SkipFalse: 1},
@@ -94,6 +104,9 @@ func matchSource(from netip.AddrPort, index uint32) []bpf.Instruction {
 }
 
 func assemble(program []bpf.Instruction) ([]unix.SockFilter, error) {
+	if len(program) > maxProgram {
+		return nil, fmt.Errorf("a group cannot have that many serving members: their program has %d instructions, and the kernel takes %d", len(program), maxProgram)
+	}
 	raw, err := bpf.Assemble(program)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,320 @@
+package fdpass
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A learned Socket is an address that a worker has bound itself: its members
+// are the workers' own sockets, of which the master holds duplicates. The
+// supervisor calls BindOwn when a worker calls bind(2) and Adopt when it calls
+// listen(2); what comes after is the same as for an address that the master
+// has opened.
+
+// Learn returns the Socket for what a worker binds. It has no members before
+// the first Adopt.
+func Learn(b Binding, opt Options) *Socket {
+	spec := b.String()
+	s := &Socket{
+		addr: Address{Name: spec, Spec: spec, Network: b.Network, Host: b.Addr.Addr().String(), Port: int(b.Addr.Port()), UID: -1, GID: -1},
+		how:  Shared, network: b.Network, bound: spec, share: opt.Share, learned: true, device: b.Device,
+	}
+	if b.Network == "tcp" {
+		s.backlog = DefaultBacklog
+	}
+	return s
+}
+
+// InspectSocket looks at a duplicate of a worker's socket, which stays the
+// caller's.
+func InspectSocket(fd int) (WorkerSocket, error) {
+	inode, err := inodeOf(fd)
+	if err != nil {
+		return WorkerSocket{}, err
+	}
+	w := WorkerSocket{Inode: inode}
+	option := func(level, name int) int {
+		n, _ := unix.GetsockoptInt(fd, level, name)
+		return n
+	}
+	kind, protocol := option(unix.SOL_SOCKET, unix.SO_TYPE), option(unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	domain := option(unix.SOL_SOCKET, unix.SO_DOMAIN)
+	inet := domain == unix.AF_INET || domain == unix.AF_INET6
+	switch {
+	case inet && kind == unix.SOCK_STREAM && protocol == unix.IPPROTO_TCP:
+		w.Network = "tcp"
+	case inet && kind == unix.SOCK_DGRAM && protocol == unix.IPPROTO_UDP:
+		w.Network = "udp"
+	case domain == unix.AF_UNIX && kind == unix.SOCK_STREAM:
+		w.Network = "unix"
+		w.Name = rawName(fd)
+		return w, nil
+	default:
+		return w, nil
+	}
+	w.IPv6 = domain == unix.AF_INET6
+	w.V6Only = w.IPv6 && option(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY) == 1
+	w.ReusePort = option(unix.SOL_SOCKET, unix.SO_REUSEPORT) == 1
+	w.Device = option(unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
+	w.Client = option(unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT) == 1
+	w.Local, err = localAddress(fd)
+	return w, err
+}
+
+// rawName is getsockname(2) byte for byte, as the worker gave it to bind(2):
+// relative to wherever, abstract, with or without the final NUL.
+func rawName(fd int) []byte {
+	var sa unix.RawSockaddrAny
+	size := uint32(unix.SizeofSockaddrAny)
+	_, _, errno := unix.Syscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size)))
+	if errno != 0 || size > unix.SizeofSockaddrAny {
+		return nil
+	}
+	return slices.Clone(unsafe.Slice((*byte)(unsafe.Pointer(&sa)), size))
+}
+
+func localAddress(fd int) (netip.AddrPort, error) {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return netip.AddrPort{}, os.NewSyscallError("getsockname", err)
+	}
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)), nil
+	case *unix.SockaddrInet6:
+		ip := netip.AddrFrom16(sa.Addr)
+		if sa.ZoneId != 0 {
+			ip = ip.WithZone(strconv.Itoa(int(sa.ZoneId)))
+		}
+		return netip.AddrPortFrom(ip, uint16(sa.Port)), nil
+	}
+	return netip.AddrPort{}, fmt.Errorf("a socket of family %T has no port", sa)
+}
+
+// V6OnlyByDefault tells whether new IPv6 sockets take no IPv4.
+func V6OnlyByDefault() bool {
+	text, err := os.ReadFile("/proc/sys/net/ipv6/bindv6only")
+	return err == nil && strings.TrimSpace(string(text)) == "1"
+}
+
+// Recall notes what the worker has set on a socket that cannot be looked at.
+func (w *WorkerSocket) Recall(o SockOption) {
+	if len(o.Value) < 4 {
+		return
+	}
+	on := binary.NativeEndian.Uint32(o.Value) != 0
+	switch {
+	case o.Level == unix.IPPROTO_IPV6 && o.Name == unix.IPV6_V6ONLY:
+		w.V6Only = w.IPv6 && on
+	case o.Level == unix.SOL_SOCKET && o.Name == unix.SO_REUSEPORT:
+		w.ReusePort = on
+	}
+}
+
+// SockOption is one setsockopt(2) that a worker has made.
+type SockOption struct {
+	Level, Name int
+	Value       []byte
+}
+
+// StandIn makes a socket that can take the place of a worker's own, where the
+// master may not have a duplicate of that: unbound, with the same options. The
+// caller closes it.
+func (w WorkerSocket) StandIn(options []SockOption) (int, error) {
+	family, kind, protocol := unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP
+	switch {
+	case w.Network == "unix":
+		family, protocol = unix.AF_UNIX, 0
+	case w.IPv6:
+		family = unix.AF_INET6
+	}
+	if w.Network == "udp" {
+		kind, protocol = unix.SOCK_DGRAM, unix.IPPROTO_UDP
+	}
+	fd, err := newSocket(family, kind, protocol)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	for _, o := range options {
+		// What cannot be repeated is a matter of comfort: buffer sizes.
+		_ = unix.SetsockoptString(fd, o.Level, o.Name, string(o.Value))
+	}
+	return fd, nil
+}
+
+// BindOwn binds fd, a duplicate of a worker's socket, to b on the worker's
+// behalf. It stays the caller's. The error is the errno that bind(2) gave.
+//
+// The first socket of an address is bound as the worker wants it, but without
+// SO_REUSEPORT: whatever else has the address, or one that overlaps it, is a
+// conflict. Later ones join the group: with the option, and of its owner.
+func (s *Socket) BindOwn(fd int, b Binding) error {
+	sa, err := b.target().sockaddr()
+	if err != nil {
+		return unix.EADDRNOTAVAIL
+	}
+	if len(s.members) == 0 {
+		return s.bindFirstOwn(fd, sa)
+	}
+	if err := s.prepareToJoin(fd); err != nil {
+		return err
+	}
+	return syscall.Bind(fd, sa)
+}
+
+func (s *Socket) bindFirstOwn(fd int, sa syscall.Sockaddr) error {
+	bind := func() error { return syscall.Bind(fd, sa) }
+	if s.network == "udp" && s.mayGroup() {
+		// Whoever joins later finds the program in force, as in listenFirst.
+		return inTurn(reusePort(fd, 1), attachTo(fd), reusePort(fd, 0), bind, reusePort(fd, 1))
+	}
+	return inTurn(reusePort(fd, 0), bind)
+}
+
+func reusePort(fd, on int) func() error {
+	return func() error { return os.NewSyscallError("setsockopt SO_REUSEPORT", setReusePort(fd, on)) }
+}
+
+func attachTo(fd int) func() error { return func() error { return attachProgram(fd, []int{0}, nil) } }
+
+// prepareToJoin makes a socket fit for a group that is there.
+func (s *Socket) prepareToJoin(fd int) error {
+	if s.network == "tcp" {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return err
+		}
+	}
+	s.changeOwner(fd)
+	return enableReusePort(fd)
+}
+
+// changeOwner gives a socket the owner of the others: the kernel lets nobody
+// else into a group. Where the master may not, bind(2) says so.
+func (s *Socket) changeOwner(fd int) {
+	var own, first unix.Stat_t
+	if unix.Fstat(fd, &own) != nil || unix.Fstat(s.members[0].fd, &first) != nil || own.Uid == first.Uid {
+		return
+	}
+	_ = unix.Fchown(fd, int(first.Uid), -1)
+}
+
+// disguise makes one of our own sockets fit for a group of workers' sockets,
+// wherever those may be bound.
+func (s *Socket) disguise(fd int) {
+	if !s.learned || len(s.members) == 0 {
+		return
+	}
+	s.changeOwner(fd)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_FREEBIND, 1)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1)
+	if s.device != 0 {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, s.device)
+	}
+}
+
+// Adopt makes a member for a worker of generation gen of the worker's own
+// socket, which begins to listen here; a datagram socket was bound the moment
+// before. fd is a duplicate of it, or the socket
+// that stands in for it; it belongs to the member, and is closed with an error,
+// which wraps the errno that listen(2) gave. The queue is not shorter than
+// DefaultBacklog. New connections reach it when Steer names it, or at once
+// where there is no other.
+func (s *Socket) Adopt(fd, gen, backlog int) (*Member, error) {
+	m, err := s.newMember(fd)
+	if err != nil {
+		return nil, err
+	}
+	m.own, m.gen, m.users = true, gen, 1
+	if s.network == "tcp" {
+		s.backlog = max(s.backlog, backlog)
+	}
+	if len(s.members) == 0 {
+		err = s.adoptFirst(m)
+	} else {
+		err = s.adoptNext(m)
+	}
+	if err != nil {
+		closeDescriptor(fd)
+		return nil, err
+	}
+	return m, nil
+}
+
+func (s *Socket) adoptFirst(m *Member) error {
+	if s.network == "tcp" {
+		if err := s.listenFirst(m.fd); err != nil {
+			return err
+		}
+	}
+	s.members = append(s.members, m)
+	return s.tryGroup()
+}
+
+func (s *Socket) adoptNext(m *Member) error {
+	if s.how != Steered {
+		return errors.Join(unix.EADDRINUSE, errors.New("the address has one socket for all"))
+	}
+	if err := s.Verify(); err != nil {
+		return err
+	}
+	if s.network == "tcp" {
+		if err := s.prepareToJoin(m.fd); err != nil {
+			return err
+		}
+		if err := m.listen(s.backlog); err != nil {
+			return err
+		}
+	}
+	s.members = append(s.members, m)
+	err := s.takeOut(s.departed(), 1)
+	s.compact()
+	return err
+}
+
+// compact closes spares that are not at the end of the array. The last member
+// takes the place of each, which is done where it gets no connections.
+func (s *Socket) compact() {
+	for i := 0; i < len(s.members)-1; {
+		last := s.members[len(s.members)-1]
+		if last.spare || s.Serving(last) {
+			return
+		}
+		if m := s.members[i]; m.spare && !m.foreign && !m.tainted {
+			s.shut(m)
+			continue
+		}
+		i++
+	}
+}
+
+// Listening tells whether a member of a group is in it still: a worker that
+// calls shutdown(2) on its listener takes it out.
+func (s *Socket) Listening(m *Member) bool { return s.how != Steered || s.index(m) >= 0 }
+
+// Resume has a worker's socket listen again that it had shut down.
+func (s *Socket) Resume(m *Member, backlog int) error {
+	s.backlog = max(s.backlog, backlog)
+	if s.Listening(m) {
+		return m.listen(s.backlog)
+	}
+	if len(s.members) > 0 {
+		return s.adoptNext(m)
+	}
+	return s.adoptFirst(m)
+}
+
+// Claim prepares a member for the worker that gets it in place of a socket of
+// its own, which was non-blocking or not.
+func (m *Member) Claim(nonblock bool) error {
+	return os.NewSyscallError("fcntl", syscall.SetNonblock(m.fd, nonblock))
+}
