@@ -50,8 +50,12 @@ type Config struct {
 	Addresses []fdpass.Address
 	Share     bool // --handover share
 	MustSteer bool // --handover steer: fail where a socket would be shared
-	Protocols []fdpass.Protocol
-	Workers   int
+	Intercept bool // hold what the workers bind themselves
+	// InterceptUnlink keeps unix paths of workers from being unlinked from
+	// the first generation on; later ones are kept from it without.
+	InterceptUnlink bool
+	Protocols       []fdpass.Protocol
+	Workers         int
 
 	Dir      string // empty: where the master was started
 	Env      []string

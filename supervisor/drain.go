@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"slices"
 	"time"
 
 	"github.com/moult/moult/fdpass"
@@ -17,6 +18,7 @@ type drain struct {
 	handshakes map[observe.Peer]struct{}
 	patience   time.Time // for handshakes
 	conns      *leftover
+	answers    time.Time // until then answers to datagrams may be on their way
 }
 
 // left is what settling has left of the drain timeout.
@@ -74,7 +76,7 @@ func (w *worker) crossBarrier() {
 func (w *worker) ports() []uint16 {
 	var ports []uint16
 	for _, m := range w.slot.members {
-		if w.master.ownQueue(m) && m.Socket().Port() != 0 {
+		if w.master.ownSocket(m) && m.Socket().Port() != 0 {
 			ports = append(ports, uint16(m.Socket().Port()))
 		}
 	}
@@ -126,18 +128,42 @@ func (w *worker) beginQuiescing() {
 		w.drain.settled = now.Sub(w.drain.began)
 	}
 	quiesce := w.master.cfg.Quiesce
-	if quiesce == 0 || !w.hasOwnQueue() {
+	if quiesce == 0 || !slices.ContainsFunc(w.slot.members, w.master.ownSocket) {
 		w.happen(wEmpty, "")
 		return
 	}
 	w.deadline = now.Add(quiesce)
+	if w.servesDatagrams() {
+		w.drain.answers = now.Add(min(quiesce, datagramGrace))
+	}
 	w.drain.conns = newLeftover(w)
 	w.lookQuiet(now)
 	w.pollSoon(now)
 }
 
+// datagramGrace is for the answers to what a worker has read last: nothing shows
+// whether any are on their way.
+const datagramGrace = 500 * time.Millisecond
+
+func (w *worker) servesDatagrams() bool {
+	return slices.ContainsFunc(w.slot.members, func(m *fdpass.Member) bool {
+		return !m.Socket().IsStream() && w.master.ownQueue(m)
+	})
+}
+
+// watchesListeners tells whether it matters when a worker that drains closes its
+// listeners: at the end of all, or where nobody else serves an address.
+func (w *worker) watchesListeners() bool {
+	if w.master.phase == phaseStopping {
+		return !w.master.released
+	}
+	return slices.ContainsFunc(w.slot.members, func(m *fdpass.Member) bool {
+		return m.Own() && m.Socket().Serving(m)
+	})
+}
+
 func (w *worker) lookQuiet(now time.Time) {
-	if w.state == quiescing && w.drain.conns.over(now) {
+	if w.state == quiescing && !now.Before(w.drain.answers) && w.drain.conns.over(now) {
 		w.happen(wEmpty, "")
 	}
 }
@@ -150,7 +176,7 @@ func (w *worker) beginDraining(limit time.Duration) {
 	now := time.Now()
 	w.drain.until = now.Add(limit)
 	w.deadline = w.drain.until
-	if w.master.phase == phaseStopping {
+	if w.watchesListeners() {
 		w.pollSoon(now)
 	}
 	if n := w.master.queued(w.slot); n > 0 {
@@ -187,9 +213,11 @@ func (w *worker) look(now time.Time) {
 		w.poll = time.Time{}
 		state := w.state
 		w.lookAtState(now)
-		// A worker that drains is looked at for its listeners alone.
-		done := state == draining && w.master.released
-		if w.state == state && !done {
+		switch {
+		case w.state != state, state == draining && !w.watchesListeners():
+		case state == serving:
+			w.watchClosed()
+		default:
 			w.pollSoon(time.Now())
 		}
 	}
@@ -217,8 +245,11 @@ func (w *worker) lookAtState(now time.Time) {
 		w.lookSettled(now)
 	case quiescing:
 		w.lookQuiet(now)
+	case serving:
+		w.lookClosed()
 	case draining:
 		w.master.letGo()
+		w.lookClosed()
 	case clearing:
 		w.checkCleared()
 	default:

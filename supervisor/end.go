@@ -13,7 +13,10 @@ import (
 
 // endGroup is called while the main process is still a zombie: the number of
 // its group is its own.
-func (w *worker) endGroup() { w.left = w.master.host.leftovers(w) }
+func (w *worker) endGroup() {
+	w.left = w.master.host.leftovers(w)
+	w.orphaned = len(w.left) > 0
+}
 
 // beginClearing ends what the main process has left behind, before anybody
 // else gets its sockets. Workers that were draining leave their children the
@@ -63,6 +66,7 @@ func (w *worker) checkCleared() {
 func (w *worker) forget() {
 	s, sl := w.master, w.slot
 	w.ready.close()
+	w.own.close()
 	s.mendPaths() // it may have removed one on its way out
 	sl.worker = nil
 	w.reason = w.endedHow()
@@ -156,6 +160,12 @@ func (w *worker) startFailure() error {
 		return errors.New(w.ready.failed)
 	}
 	err := fmt.Errorf("the worker (pid %d) ended before it was ready: %s", w.pid, w.endedHow())
+	if w.orphaned && w.status.ExitStatus() == 0 {
+		err = fmt.Errorf("%w, and left processes behind: it went into the background; start it in the foreground (nginx: -g 'daemon off;')", err)
+	}
+	if w.own.refused != "" {
+		err = fmt.Errorf("%w; %s", err, w.own.refused)
+	}
 	if w.ready.status != "" {
 		err = fmt.Errorf("%w; it last said %q", err, w.ready.status)
 	}

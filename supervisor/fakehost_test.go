@@ -151,8 +151,10 @@ func (f *fakeHost) checkTracked() {
 
 func (f *fakeHost) now() time.Duration { return time.Since(f.began) }
 
-func (p *fakeProc) PID() int      { return p.pid }
-func (p *fakeProc) Result() error { return <-p.result }
+func (p *fakeProc) PID() int { return p.pid }
+
+func (p *fakeProc) Interception() *os.File { return nil }
+func (p *fakeProc) Result() error          { return <-p.result }
 
 // exit makes a zombie and raises SIGCHLD.
 func (p *fakeProc) exit(status syscall.WaitStatus) {

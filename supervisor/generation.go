@@ -118,8 +118,13 @@ func (g *generation) dead(now time.Time) bool {
 	return true
 }
 
+// join gives a slot a socket on each address that the master has opened. On the
+// others the worker binds its own.
 func (s *Supervisor) join(sl *slot) error {
 	for _, sock := range s.sockets {
+		if sock.Learned() {
+			continue
+		}
 		m, err := sock.Join(sl.gen.key)
 		if err != nil {
 			return err
@@ -182,6 +187,18 @@ func (sl *slot) membersOf(sock *fdpass.Socket) []*fdpass.Member {
 	return list
 }
 
+// handed lists the members that a worker is started with: those of addresses
+// that the master has opened, in the order of the configuration.
+func (sl *slot) handed() []*fdpass.Member {
+	var list []*fdpass.Member
+	for _, m := range sl.members {
+		if !m.Socket().Learned() && !m.Own() {
+			list = append(list, m)
+		}
+	}
+	return list
+}
+
 func appendNew(list []*fdpass.Member, m *fdpass.Member) []*fdpass.Member {
 	if slices.Contains(list, m) {
 		return list
@@ -200,6 +217,8 @@ func (s *Supervisor) workerReady(w *worker) {
 			s.log.Warn().Err(err).Msg("cannot restore the length of the queue")
 		}
 	}
+	w.dropVacant()
+	w.watchClosed()
 	switch {
 	case g == s.serving:
 		s.resteer()
@@ -251,6 +270,7 @@ func (s *Supervisor) promote(from phase) {
 		s.writePIDFile()
 	} else {
 		s.tell(from, "", "upgraded")
+		s.tellUncovered(g, old)
 		s.upgradeDone(g, old)
 		s.keepPrevious(old)
 		s.retire(old)

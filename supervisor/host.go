@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"os"
 	"syscall"
 
 	"github.com/moult/moult/fdpass"
@@ -34,6 +35,10 @@ type started interface {
 	PID() int
 	// Result waits until the program runs (nil) or could not be started.
 	Result() error
+	// Interception is the descriptor on which the program's calls are heard,
+	// once Result has returned; nil where nothing is intercepted. The caller
+	// closes it.
+	Interception() *os.File
 }
 
 func realHost() host {

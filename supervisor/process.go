@@ -34,11 +34,13 @@ type worker struct {
 	credential *fdpass.Credential // whom it runs as; nil: as we do
 
 	ready   readiness
+	own     interception
 	drain   drain
 	asked   bool // its end was asked for: by retirement, failure or stop
 	drained bool // it has been sent the drain signal
 	killed  bool // it has been sent SIGKILL
 
+	orphaned bool           // its main process has left others behind
 	left     []int          // of its tree, after its main process has ended
 	lastWord syscall.Signal // what those are told
 	heir     *slot          // gets the members back when it is gone
@@ -48,7 +50,7 @@ type worker struct {
 // startWorker forks one worker for a slot. A failure is an event like any
 // other; it never stops the master.
 func (s *Supervisor) startWorker(sl *slot) {
-	w := &worker{master: s, slot: sl, number: sl.gen.number, forked: time.Now(), since: time.Now(), mark: newMark()}
+	w := &worker{master: s, slot: sl, number: sl.gen.number, forked: time.Now(), since: time.Now(), mark: newMark(), own: newInterception()}
 	sl.worker = w
 	program, err := s.program(w)
 	if err == nil {
@@ -59,6 +61,7 @@ func (s *Supervisor) startWorker(sl *slot) {
 		w.afterExit()
 		return
 	}
+	w.own.news = w.forked
 	w.deadline = w.forked.Add(s.cfg.ReadyTimeout)
 	w.pollSoon(w.forked)
 	s.report(Transition{Generation: w.number, PID: w.pid, To: starting.String()}, "worker starting")
@@ -73,7 +76,14 @@ func (w *worker) fork(p fdpass.Program) error {
 	w.pid = process.PID()
 	go func() {
 		err := process.Result()
-		w.master.send(func() { w.execResult(err) })
+		calls := process.Interception()
+		heard := w.master.send(func() {
+			w.listenTo(calls)
+			w.execResult(err)
+		})
+		if !heard && calls != nil {
+			calls.Close()
+		}
 	}()
 	return nil
 }
@@ -82,13 +92,12 @@ func (w *worker) fork(p fdpass.Program) error {
 // have moved a link, a file of variables may have changed.
 func (s *Supervisor) program(w *worker) (fdpass.Program, error) {
 	hand := fdpass.Handoff{Protocols: s.cfg.Protocols, Generation: w.number}
-	for i, sock := range s.sockets {
-		hand.Sockets = append(hand.Sockets, sock.Passed(firstDescriptor+i))
+	p := fdpass.Program{Umask: s.cfg.Umask, Dir: s.cfg.Dir, KeepHUP: true, Intercept: s.traps()}
+	for _, m := range w.slot.handed() {
+		hand.Sockets = append(hand.Sockets, m.Socket().Passed(firstDescriptor+len(p.Members)))
+		p.Members = append(p.Members, m)
 	}
-	p := fdpass.Program{
-		Members: w.slot.members, ListenPID: hand.NeedsListenPID(), Umask: s.cfg.Umask,
-		Dir: s.cfg.Dir, KeepHUP: true,
-	}
+	p.ListenPID = hand.NeedsListenPID()
 	if p.Dir == "" {
 		p.Dir, p.DirMayFail = s.home, true
 	}

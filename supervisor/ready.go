@@ -3,6 +3,7 @@ package supervisor
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,14 +26,14 @@ type readiness struct {
 // open prepares a worker's readiness and returns the variables for it.
 func (r *readiness) open(w *worker) ([]string, error) {
 	r.how = w.master.cfg.Ready
-	for _, m := range w.slot.members {
+	for _, m := range w.slot.handed() {
 		if m.Socket().IsStream() {
-			r.checks = append(r.checks, &acceptCheck{member: m})
+			r.check(m)
 		}
 	}
 	if len(r.checks) == 0 {
-		for _, m := range w.slot.members {
-			r.checks = append(r.checks, &acceptCheck{member: m})
+		for _, m := range w.slot.handed() {
+			r.check(m)
 		}
 	}
 	var err error
@@ -40,6 +41,13 @@ func (r *readiness) open(w *worker) ([]string, error) {
 		return nil, err
 	}
 	return r.socket.environ(), nil
+}
+
+// check has the worker seen accepting on one more member before it is ready.
+func (r *readiness) check(m *fdpass.Member) {
+	if !slices.ContainsFunc(r.checks, func(c *acceptCheck) bool { return c.member == m }) {
+		r.checks = append(r.checks, &acceptCheck{member: m})
+	}
 }
 
 func (r *readiness) close() {
@@ -123,13 +131,17 @@ func (w *worker) lookReady(now time.Time) {
 		}
 		return
 	}
+	w.lookOwn(now)
+	if w.state != starting {
+		return
+	}
 	if r.how != ReadyNotify {
 		pids := observe.Tree(w.pid)
 		for _, c := range r.checks {
 			c.look(pids, now.Sub(w.forked))
 		}
 	}
-	if by, ok := r.verdict(w.expectsNotify()); ok {
+	if by, ok := r.verdict(w.expectsNotify()); ok && !w.patient(now) {
 		w.becomeReady(by, now)
 	}
 }
@@ -195,6 +207,8 @@ func (r *readiness) missing(expectNotify bool) string {
 		}
 	}
 	switch {
+	case len(r.checks) == 0:
+		return "it has bound no address; a program without one needs --ready alive=D or notify"
 	case len(silent) > 0:
 		return "nobody accepts on " + strings.Join(silent, ", ") + "; does it use the socket that it was given?"
 	case len(hidden) > 0:

@@ -3,6 +3,8 @@ package supervisor
 import (
 	"fmt"
 	"time"
+
+	"github.com/moult/moult/fdpass"
 )
 
 func (s *Supervisor) afterFailure() string {
@@ -70,11 +72,18 @@ func rounded(d time.Duration) string {
 
 func (s *Supervisor) logSockets() {
 	for _, sock := range s.sockets {
-		how, why := sock.How()
-		line := s.log.Info().Str("socket", sock.Name()).Str("network", sock.Network()).Str("address", sock.Bound()).Str("handover", string(how))
-		if why != "" {
-			line = line.Str("reason", why)
-		}
-		line.Msg("listening")
+		s.logSocket(sock)
 	}
+}
+
+func (s *Supervisor) logSocket(sock *fdpass.Socket) {
+	how, why := sock.How()
+	line := s.log.Info().Str("socket", sock.Name()).Str("network", sock.Network()).Str("address", sock.Bound()).Str("handover", string(how))
+	if sock.Learned() {
+		line = line.Bool("intercepted", true)
+	}
+	if why != "" {
+		line = line.Str("reason", why)
+	}
+	line.Msg("listening")
 }

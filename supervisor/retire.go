@@ -77,7 +77,7 @@ func (s *Supervisor) queued(sl *slot) int {
 		if !s.ownQueue(m) {
 			continue
 		}
-		if waiting, err := observe.AcceptQueue(m.Descriptor()); err == nil {
+		if waiting, err := observe.Queue(m.Descriptor()); err == nil {
 			n += waiting
 		}
 	}
@@ -87,10 +87,19 @@ func (s *Supervisor) queued(sl *slot) int {
 // ownQueue tells whether what waits in m waits for this generation alone.
 func (s *Supervisor) ownQueue(m *fdpass.Member) bool {
 	sock := m.Socket()
-	if !sock.IsStream() {
+	how, _ := sock.How()
+	// Where nobody has taken the address over, what waits there is not the last.
+	untaken := how != fdpass.Shared && s.phase != phaseStopping && sock.Learned() && sock.Serving(m)
+	return !untaken && s.ownSocket(m)
+}
+
+// ownSocket tells whether connections that came by m are this generation's.
+func (s *Supervisor) ownSocket(m *fdpass.Member) bool {
+	sock := m.Socket()
+	how, _ := sock.How()
+	if !sock.IsStream() && how != fdpass.Steered {
 		return false
 	}
-	how, _ := sock.How()
 	return how != fdpass.Shared || s.phase == phaseStopping && !sock.Inherited()
 }
 
@@ -100,6 +109,7 @@ func (s *Supervisor) release(sl *slot) {
 		m.Socket().Leave(m)
 	}
 	sl.members = nil
+	s.dropUnused()
 }
 
 // limitDraining ends the oldest generations early where too many drain.

@@ -96,7 +96,7 @@ func (g *generation) lacksAll() bool {
 
 func describeSocket(sock *fdpass.Socket) api.Socket {
 	how, _ := sock.How()
-	a := api.Socket{Name: sock.Name(), Network: sock.Network(), Address: sock.Bound(), Backlog: sock.Backlog(), Handover: string(how)}
+	a := api.Socket{Name: sock.Name(), Network: sock.Network(), Address: sock.Bound(), Backlog: sock.Backlog(), Handover: string(how), Intercepted: sock.Learned()}
 	for _, m := range sock.Members() {
 		if n, err := observe.AcceptQueue(m.Descriptor()); err == nil {
 			a.Queued += n

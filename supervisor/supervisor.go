@@ -19,6 +19,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/moult/moult/fdpass"
+	"github.com/moult/moult/fdpass/intercept"
 	"github.com/moult/moult/supervisor/control/api"
 )
 
@@ -32,6 +33,7 @@ type Supervisor struct {
 	base []string
 
 	sockets []*fdpass.Socket
+	anyPort map[*fdpass.Socket]fdpass.Binding // learned where a worker asked for any port, and as what
 	signals *Signals
 	events  chan func()
 	done    chan struct{} // closed at the end: nobody reads events any more
@@ -73,8 +75,14 @@ func New(cfg Config, signals *Signals) (*Supervisor, error) {
 		events: make(chan func(), 64), done: make(chan struct{}),
 		wanted:   cfg.Workers,
 		failures: failures{limit: cfg.RestartLimit, within: cfg.RestartWithin},
+		anyPort:  map[*fdpass.Socket]fdpass.Binding{},
 	}
 	sealDescriptors()
+	if cfg.Intercept {
+		if err := intercept.Works(); err != nil {
+			return nil, &Exit{Code: 1, Err: fmt.Errorf("cannot intercept what the server binds: %w; open its address with --listen instead", err)}
+		}
+	}
 	for _, a := range cfg.Addresses {
 		socket, err := openSocket(a, &s.cfg)
 		if err != nil {
@@ -96,7 +104,8 @@ func (s *Supervisor) Close() {
 	})
 }
 
-// Sockets lists what the master holds, in the order of the configuration.
+// Sockets lists what the master holds: what it has opened, in the order of the
+// configuration, and then what workers have bound.
 func (s *Supervisor) Sockets() []*fdpass.Socket { return s.sockets }
 
 // Upgrade asks for what SIGHUP asks for. It may be called from any goroutine.
@@ -152,11 +161,13 @@ func (s *Supervisor) loop(ctx context.Context) {
 }
 
 // send hands f to the goroutine that owns the state. After the end it is
-// dropped.
-func (s *Supervisor) send(f func()) {
+// dropped, which false tells.
+func (s *Supervisor) send(f func()) bool {
 	select {
 	case s.events <- f:
+		return true
 	case <-s.done:
+		return false
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/moult/moult/fdpass"
+	"github.com/moult/moult/fdpass/intercept"
 	"github.com/moult/moult/supervisor"
 	"github.com/moult/moult/supervisor/control"
 )
@@ -79,9 +80,29 @@ func (p planWriter) sockets(cfg supervisor.Config, sockets []*fdpass.Socket) {
 		p.row(s.Name(), "%s %s%s; descriptor %d in the worker", s.Network(), s.Bound(), queue, i+3)
 		p.row("", "%s", handoverText(s))
 	}
-	p.row("told by", "%s", protocolText(cfg.Protocols))
+	if len(sockets) > 0 {
+		p.row("told by", "%s", protocolText(cfg.Protocols))
+	}
+	if cfg.Intercept {
+		p.interception(cfg)
+	}
 	for _, hint := range supervisor.Hints(sockets) {
 		p.row("hint", "%s", hint)
+	}
+}
+
+func (p planWriter) interception(cfg supervisor.Config) {
+	how := "steered: each worker's socket joins those before it, and the kernel sends new connections to the new generation"
+	if cfg.Share {
+		how = "shared: all generations have the first one's socket, and the old one stops to accept when it gets the drain signal"
+	}
+	p.row("intercepted", "whatever the server binds itself")
+	p.row("", "%s", how)
+	if !intercept.Duplicates() {
+		p.row("", "pidfd_getfd is refused here (a container's profile): moult makes the sockets in the server's place, with the options that it has set")
+	}
+	if cfg.InterceptUnlink {
+		p.row("", "unlinks wait for moult from the first generation on")
 	}
 }
 
@@ -183,8 +204,14 @@ func checkCommandLine(cfg supervisor.Config) error {
 	if strings.Contains(cfg.Command[0], "{") || cfg.Dir != "" && !strings.HasPrefix(cfg.Command[0], "/") {
 		return nil
 	}
-	if _, err := exec.LookPath(cfg.Command[0]); err != nil && !errors.Is(err, exec.ErrDot) {
+	path, err := exec.LookPath(cfg.Command[0])
+	if err != nil && !errors.Is(err, exec.ErrDot) {
 		return usage("cannot execute %s: %w", cfg.Command[0], errors.Unwrap(err))
+	}
+	if cfg.Intercept {
+		if err := fdpass.CheckIntercepted(path); err != nil {
+			return usageError{err}
+		}
 	}
 	return nil
 }

@@ -36,6 +36,10 @@ func runFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringSliceFlag{Name: "listen", Aliases: []string{"l"}, Category: categorySockets,
 			Usage: "`[NAME=]ADDR`: a socket that moult opens and holds; may be repeated. :8080, 127.0.0.1:8080, [::1]:8080, tcp4://…, tcp6://…, unix:///path, unix://@abstract, udp://…, unixgram://…, fd://N, systemd://NAME; options as a query: backlog=, mode=, owner=USER:GROUP, reuseport=1, v6only=1"},
+		&cli.BoolFlag{Name: "intercept", Category: categorySockets,
+			Usage: "hold what the server binds itself: nothing of it has to be changed. With --listen, for addresses beyond those", DefaultText: "on without --listen"},
+		&cli.BoolFlag{Name: "intercept-unlink", Category: categorySockets,
+			Usage: "keep the paths of the server's unix sockets when it unlinks them, from its first generation on: each unlink of any file then waits for moult's answer. Later generations of a server with such sockets have it without", DefaultText: "off"},
 		&cli.StringSliceFlag{Name: "protocol", Category: categorySockets,
 			Usage: "`NAME`: how the worker is told of its sockets; may be repeated. auto (listen-fds, server-starter and einhorn's descriptor variables), listen-fds, server-starter, none (the command has {fd:NAME})", DefaultText: "auto"},
 		&cli.StringFlag{Name: "handover", Value: "auto", Category: categorySockets,
@@ -118,7 +122,7 @@ func readConfig(c *cli.Context) (supervisor.Config, error) {
 	}
 	cfg.Command = c.Args().Slice()
 	if len(cfg.Command) == 0 || cfg.Command[0] == "" {
-		return cfg, usage("no command to run; write: moult -l :8080 -- ./server [ARG...]")
+		return cfg, usage("no command to run; write: moult -- ./server [ARG...]")
 	}
 	for _, read := range []func(*cli.Context, *supervisor.Config) error{
 		readSockets, readWorker, readReady, readDrain, readRestart, readMaster, checkBraces,
@@ -131,9 +135,15 @@ func readConfig(c *cli.Context) (supervisor.Config, error) {
 }
 
 func readSockets(c *cli.Context, cfg *supervisor.Config) (err error) {
+	cfg.Intercept, cfg.InterceptUnlink = c.Bool("intercept"), c.Bool("intercept-unlink")
 	if len(c.StringSlice("listen")) == 0 {
-		return errors.New("no socket to hold: add --listen, for example\n\n    moult -l :8080 -- " + strings.Join(cfg.Command, " ") +
-			"\n\nThe server finds the socket as descriptor 3 (LISTEN_FDS), or where the command says {fd}.\nServers that bind their own address cannot be intercepted by this version")
+		if c.IsSet("intercept") && !cfg.Intercept {
+			return errors.New("no socket to hold: without --intercept there has to be a --listen")
+		}
+		cfg.Intercept = true
+	}
+	if cfg.InterceptUnlink && !cfg.Intercept {
+		return errors.New("cannot use --intercept-unlink without --intercept")
 	}
 	if cfg.Addresses, err = fdpass.ParseAddresses(c.StringSlice("listen")); err != nil {
 		return err

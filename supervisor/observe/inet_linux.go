@@ -83,8 +83,8 @@ func encodeRequest(family uint8, ports []uint16, states uint32, ext uint8) ([]by
 	request, err := binary.Append(nil, binary.NativeEndian, &inetRequest{
 		Family: family, Protocol: unix.IPPROTO_TCP, Ext: ext, States: states,
 	})
-	if err != nil {
-		return nil, err
+	if err != nil || len(ports) == 0 {
+		return request, err
 	}
 	filter, err := netlink.MarshalAttributes([]netlink.Attribute{
 		{Type: inetRequestBytecode, Data: portFilter(ports)},
@@ -137,16 +137,35 @@ func handshakes(ports []uint16) ([]Peer, error) {
 func listeners(port uint16) ([]Listener, error) {
 	var list []Listener
 	err := dumpTCP([]uint16{port}, 1<<unix.BPF_TCP_LISTEN, 0, func(m inetMessage, attributes []byte) {
-		v6only := attribute(attributes, inetV6Only)
-		list = append(list, Listener{
-			Local:  m.local(),
-			V6Only: len(v6only) > 0 && v6only[0] != 0,
-			UID:    m.UID,
-			Inode:  uint64(m.InodeLow),
-			Queue:  m.RQueue, Backlog: m.WQueue,
-		})
+		list = append(list, m.listener(attributes))
 	})
 	return list, err
+}
+
+func listenersAmong(inodes map[uint64]struct{}) ([]Listener, error) {
+	var list []Listener
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		err := dumpFamily(family, nil, 1<<unix.BPF_TCP_LISTEN, 0, func(m inetMessage, attributes []byte) {
+			if _, among := inodes[uint64(m.InodeLow)]; among {
+				list = append(list, m.listener(attributes))
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+func (m *inetMessage) listener(attributes []byte) Listener {
+	v6only := attribute(attributes, inetV6Only)
+	return Listener{
+		Local:  m.local(),
+		V6Only: len(v6only) > 0 && v6only[0] != 0,
+		UID:    m.UID,
+		Inode:  uint64(m.InodeLow),
+		Queue:  m.RQueue, Backlog: m.WQueue,
+	}
 }
 
 func (m *inetMessage) conn(attributes []byte) Conn {

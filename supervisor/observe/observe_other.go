@@ -18,5 +18,9 @@ func acceptQueue(int) (int, error)               { return 0, errors.ErrUnsupport
 func connections([]uint16, bool) ([]Conn, error) { return nil, errors.ErrUnsupported }
 func handshakes([]uint16) ([]Peer, error)        { return nil, errors.ErrUnsupported }
 func listeners(uint16) ([]Listener, error)       { return nil, errors.ErrUnsupported }
+func listenersAmong(map[uint64]struct{}) ([]Listener, error) {
+	return nil, errors.ErrUnsupported
+}
+func firstDatagram(int) int                      { return 0 }
 func unixConnections(string) (int, error)        { return 0, errors.ErrUnsupported }
 func inodesOf([]int) (map[uint64]struct{}, bool) { return nil, false }

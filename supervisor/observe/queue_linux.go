@@ -30,6 +30,13 @@ func acceptQueue(fd int) (int, error) {
 	return 0, errors.ErrUnsupported
 }
 
+// firstDatagram is what SIOCINQ says of a datagram socket; a listener has no
+// answer.
+func firstDatagram(fd int) int {
+	n, _ := unix.IoctlGetInt(fd, unix.SIOCINQ)
+	return n
+}
+
 // tcpQueue reads tcpi_unacked, which counts the queue where the socket listens
 // and unacknowledged segments where it does not.
 func tcpQueue(fd int) (int, error) {

@@ -69,6 +69,16 @@ func AcceptQueue(fd int) (int, error) {
 	return n, nil
 }
 
+// Queue is AcceptQueue, and for a datagram socket the bytes of the first
+// datagram that waits to be read.
+func Queue(fd int) (int, error) {
+	n, err := AcceptQueue(fd)
+	if err != nil || n > 0 {
+		return n, err
+	}
+	return firstDatagram(fd), nil
+}
+
 // Connections lists the established and half-closed (CLOSE_WAIT) connections
 // whose local port is one of ports, both families, those that wait to be
 // accepted included. info asks for the times since data last moved as well,
@@ -96,6 +106,16 @@ func Handshakes(ports []uint16) ([]Peer, error) {
 // owns them.
 func Listeners(port uint16) ([]Listener, error) {
 	list, err := listeners(port)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list TCP listeners: %w", err)
+	}
+	return list, nil
+}
+
+// ListenersAmong lists the listening TCP sockets on any port that are among
+// these inodes (see [Inodes]).
+func ListenersAmong(inodes map[uint64]struct{}) ([]Listener, error) {
+	list, err := listenersAmong(inodes)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list TCP listeners: %w", err)
 	}

@@ -1,0 +1,344 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moult/moult/fdpass"
+	"github.com/moult/moult/fdpass/intercept"
+	"github.com/moult/moult/supervisor/observe"
+)
+
+// maxOwnSockets is how many sockets of one worker the master holds: far more
+// than servers have, and few enough that a worker cannot use up the master.
+const maxOwnSockets = 1024
+
+// bind answers bind(2). The address is acted upon as it was read when the
+// thread stopped: what the program writes there afterwards changes nothing.
+func (w *worker) bind(c *intercept.Call) {
+	own, ours := w.take(c)
+	if !ours {
+		_ = c.Proceed()
+		return
+	}
+	defer own.close()
+	switch own.Network {
+	case "tcp", "udp":
+		w.bindInet(c, own)
+	case "unix":
+		w.bindPath(c, own)
+	default:
+		_ = c.Proceed()
+	}
+}
+
+func (w *worker) bindInet(c *intercept.Call, own *ownSocket) {
+	b, fits := own.Binding(c.Address)
+	before := w.own.bound[own.Inode]
+	switch {
+	case before != nil && before.unanswered && fits && (b.WithPort(0) == before.binding.WithPort(0)):
+		// A signal took the thread out of the call that had succeeded.
+		before.unanswered = !w.answer(c, nil)
+		return
+	case !fits || own.Client || own.Local.Port() != 0 || !c.SharesNetwork(), own.Network == "udp" && !isService(b):
+		_ = c.Proceed()
+		return
+	case b.Addr.Port() == 0:
+		learned := w.master.learnedPort(w, b)
+		if learned == nil {
+			w.rememberAnyPort(own, b)
+			_ = c.Proceed()
+			return
+		}
+		b = b.WithPort(learned.Port())
+	}
+	w.own.news = time.Now()
+	w.dropClosedAt(b)
+	sock := w.master.socketAt(b)
+	if m := w.vacant(sock); m != nil {
+		w.claim(c, own, m)
+		return
+	}
+	if err := w.bindNew(c, own, sock, b); err != nil {
+		w.answer(c, err)
+	}
+}
+
+// bindNew binds a socket that becomes a member of its own.
+func (w *worker) bindNew(c *intercept.Call, own *ownSocket, sock *fdpass.Socket, b fdpass.Binding) error {
+	switch {
+	case w.ownSockets() >= maxOwnSockets:
+		w.own.refused = fmt.Sprintf("moult holds no more than %d sockets of one worker", maxOwnSockets)
+		return syscall.ENOBUFS
+	case sock == nil:
+		if !mayBind(c, b) {
+			return syscall.EACCES
+		}
+		sock = fdpass.Learn(b, w.master.options())
+	case !own.ReusePort && w.listensOn(sock):
+		return syscall.EADDRINUSE
+	}
+	if how, _ := sock.How(); how == fdpass.Shared && len(sock.Members()) > 0 {
+		return w.share(c, own, sock)
+	}
+	if own.standIn {
+		if err := w.standIn(own); err != nil {
+			return err
+		}
+	}
+	if err := sock.BindOwn(own.fd, b); err != nil {
+		w.explain(err, b)
+		return err
+	}
+	if own.standIn {
+		if err := c.Replace(own.fd, closesOnExec(c)); err != nil {
+			return errnoOf(err)
+		}
+	}
+	bound := &boundSocket{binding: b, reusePort: own.ReusePort, standIn: -1}
+	if own.Network == "udp" {
+		err := w.adopt(c, own.keep(), b, bound) // there is no listen that would follow
+		if err == nil {
+			w.answer(c, nil)
+		}
+		return err
+	}
+	if own.standIn {
+		bound.standIn = own.keep()
+	}
+	w.own.bound[own.Inode] = bound
+	bound.unanswered = !w.answer(c, nil)
+	return nil
+}
+
+// isService tells a datagram socket that serves from one that asks: resolvers
+// bind ports of the range that clients get theirs from, one for each question.
+func isService(b fdpass.Binding) bool {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return true
+	}
+	var first, last int
+	if _, err := fmt.Sscan(string(text), &first, &last); err != nil {
+		return true
+	}
+	port := int(b.Addr.Port())
+	return port < first || port > last
+}
+
+// rememberAnyPort notes what a socket had asked for that lets the kernel choose
+// a port. Most of them are clients, of which nothing more is heard.
+func (w *worker) rememberAnyPort(own *ownSocket, b fdpass.Binding) {
+	if w.ownSockets() < maxOwnSockets {
+		w.own.bound[own.Inode] = &boundSocket{binding: b, reusePort: own.ReusePort, standIn: -1}
+	}
+}
+
+// standIn makes the socket that takes the place of the worker's own.
+func (w *worker) standIn(own *ownSocket) error {
+	fd, err := own.StandIn(w.own.options[own.Inode])
+	if err != nil {
+		return errnoOf(err)
+	}
+	delete(w.own.options, own.Inode)
+	ws, err := fdpass.InspectSocket(fd)
+	own.fd = fd
+	own.Inode = ws.Inode
+	return err
+}
+
+// claim puts a member that waits for its worker in the place of the worker's
+// socket: one that a worker left behind when it died, or that was declared with
+// --listen. The duplicates that the worker has of its socket, and what it has
+// told epoll about it, do not follow.
+func (w *worker) claim(c *intercept.Call, own *ownSocket, m *fdpass.Member) {
+	nonblock, cloexec, err := c.Flags()
+	if err == nil {
+		err = m.Claim(nonblock)
+	}
+	if err == nil {
+		err = c.Replace(m.Descriptor(), cloexec)
+	}
+	if err != nil {
+		w.answer(c, errnoOf(err))
+		return
+	}
+	w.has(m, claim{reusePort: own.ReusePort, inherited: true})
+	w.answer(c, nil)
+}
+
+// share gives the worker the one socket that all generations have.
+func (w *worker) share(c *intercept.Call, own *ownSocket, sock *fdpass.Socket) error {
+	m, err := sock.Join(w.slot.gen.key)
+	if err != nil {
+		return errnoOf(err)
+	}
+	w.hold(m, claim{inherited: true})
+	w.claim(c, own, m)
+	return nil
+}
+
+// answer gives the worker the errno of err, 0 for nil, and is false where
+// nobody waits for it any more.
+func (w *worker) answer(c *intercept.Call, err error) bool {
+	errno := syscall.Errno(0)
+	if err != nil {
+		errno = errnoOf(err).(syscall.Errno)
+	}
+	return c.Answer(errno) == nil
+}
+
+// errnoOf is the errno within err.
+func errnoOf(err error) error {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		errno = syscall.EINVAL
+	}
+	return errno
+}
+
+func closesOnExec(c *intercept.Call) bool {
+	_, cloexec, err := c.Flags()
+	return err != nil || cloexec
+}
+
+// options are those of every address.
+func (s *Supervisor) options() fdpass.Options { return fdpass.Options{Share: s.cfg.Share} }
+
+// socketAt finds the address that was bound, or opened, in exactly this form.
+func (s *Supervisor) socketAt(b fdpass.Binding) *fdpass.Socket {
+	for _, sock := range s.sockets {
+		if at, ok := sock.Binding(); ok && at == b {
+			return sock
+		}
+	}
+	return nil
+}
+
+// learnedPort finds the port that an earlier generation got when it asked for
+// any: the first that this worker does not have yet.
+func (s *Supervisor) learnedPort(w *worker, asked fdpass.Binding) *fdpass.Socket {
+	for _, sock := range s.sockets {
+		if at, any := s.anyPort[sock]; !any || at != asked || w.listensOn(sock) {
+			continue
+		}
+		if w.hasBound(sock) {
+			w.forgetBound() // Go binds and closes one to see whether there is IPv6
+		}
+		if !w.hasBound(sock) {
+			return sock
+		}
+	}
+	return nil
+}
+
+// hasBound tells whether a socket of the worker is on its way to this address.
+func (w *worker) hasBound(sock *fdpass.Socket) bool {
+	at, _ := sock.Binding()
+	for _, b := range w.own.bound {
+		if b.path == nil && b.binding == at {
+			return true
+		}
+	}
+	return false
+}
+
+// vacant is a member of this address that the worker's slot holds and the
+// worker does not have.
+func (w *worker) vacant(sock *fdpass.Socket) *fdpass.Member {
+	if sock == nil {
+		return nil
+	}
+	for _, m := range w.slot.membersOf(sock) {
+		if _, has := w.own.claimed[m]; !has && sock.Listening(m) {
+			return m
+		}
+	}
+	return nil
+}
+
+// listensOn tells whether the worker has a member of this address, as one that
+// has not asked for SO_REUSEPORT.
+func (w *worker) listensOn(sock *fdpass.Socket) bool {
+	for m := range w.own.claimed {
+		if m.Socket() == sock {
+			return true
+		}
+	}
+	return false
+}
+
+// ownSockets counts what the master holds or remembers for the worker.
+func (w *worker) ownSockets() int {
+	const often = time.Second
+	if len(w.own.bound) >= maxOwnSockets/2 && time.Since(w.own.forgot) >= often {
+		w.own.forgot = time.Now()
+		w.forgetBound()
+	}
+	return len(w.own.bound) + len(w.slot.members)
+}
+
+// forgetBound forgets sockets that were closed without ever listening.
+func (w *worker) forgetBound() {
+	held, complete := observe.Inodes(observe.Tree(w.pid))
+	if !complete {
+		return
+	}
+	for inode, b := range w.own.bound {
+		if _, holds := held[inode]; !holds {
+			w.own.dropBound(inode, b)
+		}
+	}
+}
+
+// mayBind applies the rule that the kernel would apply to the worker, where it
+// sees the master's privileges instead.
+func mayBind(c *intercept.Call, b fdpass.Binding) bool {
+	const path = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+	first := 1024
+	if text, err := os.ReadFile(path); err == nil {
+		if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
+			first = n
+		}
+	}
+	return int(b.Addr.Port()) >= first || c.MayBindLowPorts()
+}
+
+// explain remembers in words why an address could not be had.
+func (w *worker) explain(err error, b fdpass.Binding) {
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		return
+	}
+	w.own.refused = fmt.Sprintf("%s is in use", b)
+	if sock := w.master.overlapping(b); sock != nil {
+		w.own.refused = fmt.Sprintf("it asks for %s, which overlaps %s, held by moult: an address has to keep its form from one generation to the next", b, sock.Bound())
+	} else if who := holderOf(b); who != "" {
+		w.own.refused = fmt.Sprintf("%s is in use%s", b, who)
+	}
+	w.master.log.Warn().Int("generation", w.number).Int("pid", w.pid).Str("reason", w.own.refused).Msg("a bind was refused")
+}
+
+func (s *Supervisor) overlapping(b fdpass.Binding) *fdpass.Socket {
+	for _, sock := range s.sockets {
+		if at, ok := sock.Binding(); ok && at.Overlaps(b) {
+			return sock
+		}
+	}
+	return nil
+}
+
+// holderOf says who listens on the port of an address.
+func holderOf(b fdpass.Binding) string {
+	listeners, _ := observe.Listeners(b.Addr.Port())
+	for _, l := range listeners {
+		if who := holders(l.Inode); who != "" {
+			return who + " (listens on " + l.Local.String() + ")"
+		}
+	}
+	return ""
+}

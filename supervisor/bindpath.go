@@ -1,0 +1,165 @@
+package supervisor
+
+import (
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/moult/moult/fdpass"
+	"github.com/moult/moult/fdpass/intercept"
+)
+
+// sunPath is where the name begins in a struct sockaddr_un.
+const sunPath = 2
+
+// bindPath answers bind(2) of a unix stream socket. The first one of a path goes
+// through; that of a later generation gets a name beside the path until it
+// serves.
+func (w *worker) bindPath(c *intercept.Call, own *ownSocket) {
+	path, sock := w.pathOf(c, c.Address)
+	if path == "" || sock == nil && !own.standIn {
+		_ = c.Proceed()
+		return
+	}
+	w.own.news = time.Now()
+	if w.listensOn(sock) {
+		w.lookClosed()
+		w.lookClosed()
+	}
+	if m := w.vacant(sock); m != nil {
+		w.claim(c, own, m)
+		return
+	}
+	if err := w.bindNewPath(c, own, path, sock); err != nil {
+		w.answer(c, err)
+	}
+}
+
+// pathOf finds out what path an address means ("@name" for an abstract one), and
+// the Socket that the master has for it. The path is empty where it is not one
+// that can be held.
+func (w *worker) pathOf(c *intercept.Call, sockaddr []byte) (string, *fdpass.Socket) {
+	if len(sockaddr) <= sunPath || !c.SharesFiles() || !c.SharesNetwork() {
+		return "", nil
+	}
+	name := sockaddr[sunPath:]
+	path := "@" + string(name[1:])
+	if name[0] != 0 {
+		var ok bool
+		if path, ok = fdpass.ResolvePath(c.TID, name); !ok {
+			return "", nil
+		}
+	}
+	for _, sock := range w.master.sockets {
+		if sock.IsUnix() && sock.IsStream() && sock.Bound() == path {
+			return path, sock
+		}
+	}
+	return path, nil
+}
+
+func (w *worker) bindNewPath(c *intercept.Call, own *ownSocket, path string, sock *fdpass.Socket) error {
+	if w.listensOn(sock) {
+		return syscall.EADDRINUSE
+	}
+	if sock != nil {
+		if how, _ := sock.How(); how == fdpass.Shared {
+			return w.share(c, own, sock)
+		}
+	}
+	if w.ownSockets() >= maxOwnSockets {
+		return syscall.ENOBUFS
+	}
+	id, err := fdpass.IdentityOf(c.TID)
+	if err != nil {
+		_ = c.Proceed()
+		return nil
+	}
+	if own.standIn {
+		if err := w.standIn(own); err != nil {
+			return err
+		}
+	}
+	bound := &boundSocket{standIn: -1, path: sock, identity: id}
+	if sock == nil {
+		err = bindAs(id, own.fd, path)
+		bound.path = fdpass.LearnPath(path, w.master.options())
+	} else {
+		err = sock.BindPath(own.fd, id)
+	}
+	if err != nil {
+		return err
+	}
+	if own.standIn {
+		if err := c.Replace(own.fd, closesOnExec(c)); err != nil {
+			return err
+		}
+		bound.standIn = own.keep()
+	}
+	w.own.bound[own.Inode] = bound
+	bound.unanswered = !w.answer(c, nil)
+	return nil
+}
+
+// bindAs binds the socket that stands in for the worker's own, as the worker.
+func bindAs(id fdpass.Identity, fd int, path string) error {
+	name := path
+	if abstract, is := strings.CutPrefix(path, "@"); is {
+		name = "\x00" + abstract
+	}
+	return id.Do(func() error { return unix.Bind(fd, &unix.SockaddrUnix{Name: name}) })
+}
+
+// listenPath answers listen(2) of a unix stream socket that is no member yet.
+func (w *worker) listenPath(c *intercept.Call, own *ownSocket) {
+	bound := w.own.bound[own.Inode]
+	if bound == nil {
+		path, sock := w.pathOf(c, own.Name)
+		if path == "" || sock != nil {
+			_ = c.Proceed() // bound before it could be known, to a path that others serve
+			return
+		}
+		id, err := fdpass.IdentityOf(c.TID)
+		if err != nil {
+			_ = c.Proceed()
+			return
+		}
+		bound = &boundSocket{path: fdpass.LearnPath(path, w.master.options()), identity: id}
+	}
+	delete(w.own.bound, own.Inode)
+	w.answer(c, w.adoptPath(c, own.keep(), bound))
+}
+
+// adoptPath makes a member of a unix socket; fd is taken over.
+func (w *worker) adoptPath(c *intercept.Call, fd int, bound *boundSocket) error {
+	s, sock := w.master, bound.path
+	m, err := sock.AdoptPath(fd, w.slot.gen.key, c.Backlog, bound.identity)
+	if err != nil {
+		return err
+	}
+	if len(sock.Members()) == 1 {
+		s.learned(sock)
+	}
+	w.hold(m, claim{})
+	s.steerTo(sock, w.slot.gen)
+	return nil
+}
+
+// unlink pretends to remove a path that leads to one of our sockets: a server
+// that makes room for its own, or that leaves, would take the name from the
+// generation that serves.
+func (w *worker) unlink(c *intercept.Call) {
+	if c.SharesFiles() {
+		if info, err := fdpass.LeadsTo(c.TID, c.FD, c.Path); err == nil {
+			for _, sock := range w.master.sockets {
+				if sock.IsUnix() && sock.Shows(info) {
+					w.answer(c, nil)
+					return
+				}
+			}
+		}
+	}
+	_ = c.Proceed()
+}
