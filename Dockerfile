@@ -2,7 +2,7 @@
 #
 #     FROM moult
 #     COPY server /server
-#     CMD ["-l", ":8080", "--", "/server"]
+#     CMD ["--", "/server"]
 #
 # A new program in a running container (a volume, a copied file) is then taken
 # into service by `docker kill --signal HUP CONTAINER`.
