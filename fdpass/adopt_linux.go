@@ -1,9 +1,11 @@
 package fdpass
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -109,22 +111,25 @@ func V6OnlyByDefault() bool {
 
 // Recall notes what the worker has set on a socket that cannot be looked at.
 func (w *WorkerSocket) Recall(o SockOption) {
+	if o.Level == unix.SOL_SOCKET && o.Name == unix.SO_BINDTODEVICE {
+		w.Device = deviceNamed(o.Value)
+		return
+	}
 	if len(o.Value) < 4 {
 		return
 	}
-	on := binary.NativeEndian.Uint32(o.Value) != 0
+	number := binary.NativeEndian.Uint32(o.Value)
+	on := number != 0
 	switch {
+	case o.Level == unix.SOL_SOCKET && o.Name == unix.SO_BINDTOIFINDEX:
+		w.Device = int(number)
+	case o.Level == unix.IPPROTO_IP && o.Name == unix.IP_BIND_ADDRESS_NO_PORT:
+		w.Client = on
 	case o.Level == unix.IPPROTO_IPV6 && o.Name == unix.IPV6_V6ONLY:
 		w.V6Only = w.IPv6 && on
 	case o.Level == unix.SOL_SOCKET && o.Name == unix.SO_REUSEPORT:
 		w.ReusePort = on
 	}
-}
-
-// SockOption is one setsockopt(2) that a worker has made.
-type SockOption struct {
-	Level, Name int
-	Value       []byte
 }
 
 // StandIn makes a socket that can take the place of a worker's own, where the
@@ -147,9 +152,28 @@ func (w WorkerSocket) StandIn(options []SockOption) (int, error) {
 	}
 	for _, o := range options {
 		// What cannot be repeated is a matter of comfort: buffer sizes.
-		_ = unix.SetsockoptString(fd, o.Level, o.Name, string(o.Value))
+		err := unix.SetsockoptString(fd, o.Level, o.Name, string(o.Value))
+		if err != nil && o.confines() {
+			closeDescriptor(fd)
+			return -1, os.NewSyscallError("setsockopt SO_BINDTODEVICE", err)
+		}
 	}
 	return fd, nil
+}
+
+// confines tells that a socket without the option would be open to more clients.
+func (o SockOption) confines() bool {
+	return o.Level == unix.SOL_SOCKET && (o.Name == unix.SO_BINDTODEVICE || o.Name == unix.SO_BINDTOIFINDEX)
+}
+
+// deviceNamed is the index of an interface, 0 for no name.
+func deviceNamed(name []byte) int {
+	name, _, _ = bytes.Cut(name, []byte{0})
+	device, err := net.InterfaceByName(string(name))
+	if err != nil {
+		return 0
+	}
+	return device.Index
 }
 
 // BindOwn binds fd, a duplicate of a worker's socket, to b on the worker's
@@ -174,6 +198,10 @@ func (s *Socket) BindOwn(fd int, b Binding) error {
 
 func (s *Socket) bindFirstOwn(fd int, sa syscall.Sockaddr) error {
 	bind := func() error { return syscall.Bind(fd, sa) }
+	if asked, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT); asked == 1 && s.network == "tcp" {
+		// The next one may be bound before this one listens.
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	}
 	if s.network == "udp" && s.mayGroup() {
 		// Whoever joins later finds the program in force, as in listenFirst.
 		return inTurn(reusePort(fd, 1), attachTo(fd), reusePort(fd, 0), bind, reusePort(fd, 1))
@@ -303,6 +331,9 @@ func (s *Socket) Listening(m *Member) bool { return s.how != Steered || s.index(
 
 // Resume has a worker's socket listen again that it had shut down.
 func (s *Socket) Resume(m *Member, backlog int) error {
+	if m.foreign {
+		return nil // its maker knows how long the queue shall be
+	}
 	s.backlog = max(s.backlog, backlog)
 	if s.Listening(m) {
 		return m.listen(s.backlog)

@@ -7,12 +7,6 @@ import "errors"
 // Nothing is intercepted here, so that there is nothing to learn: what follows
 // is never reached.
 
-// SockOption is one setsockopt(2) that a worker has made.
-type SockOption struct {
-	Level, Name int
-	Value       []byte
-}
-
 // Learn returns the Socket for what a worker binds.
 func Learn(b Binding, _ Options) *Socket {
 	return &Socket{addr: Address{Name: b.String()}, how: Shared, learned: true}

@@ -133,3 +133,14 @@ func (s *Socket) Binding() (Binding, bool) {
 	b := Binding{Network: s.network, Addr: netip.AddrPortFrom(ip.WithZone(t.zone), uint16(t.port)), V6Only: t.v6only, Device: s.device}
 	return b.exact(), ok
 }
+
+// SockOption is one setsockopt(2) that a worker has made.
+type SockOption struct {
+	Level, Name int
+	Value       []byte
+}
+
+// Repeats tells that o is what an earlier one set, whatever the value.
+func (o SockOption) Repeats(earlier SockOption) bool {
+	return o.Level == earlier.Level && o.Name == earlier.Name
+}

@@ -205,9 +205,23 @@ func (s *Socket) fillSpares() error {
 	return nil
 }
 
-// leaving counts the members whose workers may shut them down.
+// keepDatagrams leaves the socket of a worker that is gone where it is, unused.
+// To close it would move a member that serves, and a datagram that arrives
+// before the program has followed is lost. It is closed when the next generation
+// has joined and does not serve yet (compact).
+func (s *Socket) keepDatagrams(m *Member) {
+	s.stopServing(m)
+	m.spare = true
+	s.trim()
+}
+
+// leaving counts the members whose workers may shut them down; nobody can do
+// that to a datagram socket.
 func (s *Socket) leaving() int {
 	n := 0
+	if s.network == "udp" {
+		return n
+	}
 	for _, m := range s.members {
 		if !m.spare && !s.Serving(m) {
 			n++
@@ -355,6 +369,9 @@ func (s *Socket) leaveGroup(m *Member) {
 		return
 	case m.foreign:
 		m.spare, m.users = true, 0
+		return
+	case s.network == "udp":
+		s.keepDatagrams(m)
 		return
 	}
 	if last := s.members[len(s.members)-1]; last != m && !last.spare {

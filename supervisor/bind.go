@@ -45,14 +45,13 @@ func (w *worker) bindInet(c *intercept.Call, own *ownSocket) {
 		// A signal took the thread out of the call that had succeeded.
 		before.unanswered = !w.answer(c, nil)
 		return
-	case !fits || own.Client || own.Local.Port() != 0 || !c.SharesNetwork(), own.Network == "udp" && !isService(b):
+	case !fits || own.Client || w.isBound(own) || !c.SharesNetwork(), own.Network == "udp" && !isService(b):
 		_ = c.Proceed()
 		return
 	case b.Addr.Port() == 0:
 		learned := w.master.learnedPort(w, b)
 		if learned == nil {
-			w.rememberAnyPort(own, b)
-			_ = c.Proceed()
+			w.bindUnlearned(c, own, b)
 			return
 		}
 		b = b.WithPort(learned.Port())
@@ -61,7 +60,7 @@ func (w *worker) bindInet(c *intercept.Call, own *ownSocket) {
 	w.dropClosedAt(b)
 	sock := w.master.socketAt(b)
 	if m := w.vacant(sock); m != nil {
-		w.claim(c, own, m)
+		w.answer(c, w.claim(c, own, m))
 		return
 	}
 	if err := w.bindNew(c, own, sock, b); err != nil {
@@ -80,14 +79,15 @@ func (w *worker) bindNew(c *intercept.Call, own *ownSocket, sock *fdpass.Socket,
 			return syscall.EACCES
 		}
 		sock = fdpass.Learn(b, w.master.options())
-	case !own.ReusePort && w.listensOn(sock):
+	case w.occupies(sock, own.ReusePort):
 		return syscall.EADDRINUSE
 	}
 	if how, _ := sock.How(); how == fdpass.Shared && len(sock.Members()) > 0 {
 		return w.share(c, own, sock)
 	}
 	if own.standIn {
-		if err := w.standIn(own); err != nil {
+		w.dropStale(b)
+		if err := w.standIn(c, own); err != nil {
 			return err
 		}
 	}
@@ -96,8 +96,8 @@ func (w *worker) bindNew(c *intercept.Call, own *ownSocket, sock *fdpass.Socket,
 		return err
 	}
 	if own.standIn {
-		if err := c.Replace(own.fd, closesOnExec(c)); err != nil {
-			return errnoOf(err)
+		if err := w.replace(c, own); err != nil {
+			return err
 		}
 	}
 	bound := &boundSocket{binding: b, reusePort: own.ReusePort, standIn: -1}
@@ -110,6 +110,7 @@ func (w *worker) bindNew(c *intercept.Call, own *ownSocket, sock *fdpass.Socket,
 	}
 	if own.standIn {
 		bound.standIn = own.keep()
+		w.watchClosed()
 	}
 	w.own.bound[own.Inode] = bound
 	bound.unanswered = !w.answer(c, nil)
@@ -131,32 +132,27 @@ func isService(b fdpass.Binding) bool {
 	return port < first || port > last
 }
 
-// rememberAnyPort notes what a socket had asked for that lets the kernel choose
-// a port. Most of them are clients, of which nothing more is heard.
-func (w *worker) rememberAnyPort(own *ownSocket, b fdpass.Binding) {
-	if w.ownSockets() < maxOwnSockets {
+// bindUnlearned lets the kernel choose a port, and notes what was asked for.
+// Most such sockets are clients', of which nothing more is heard.
+func (w *worker) bindUnlearned(c *intercept.Call, own *ownSocket, b fdpass.Binding) {
+	switch {
+	case w.ownSockets() >= maxOwnSockets:
+	case !own.standIn:
 		w.own.bound[own.Inode] = &boundSocket{binding: b, reusePort: own.ReusePort, standIn: -1}
+	case own.Network == "tcp":
+		if err := w.bindAnyPort(c, own, b); err != nil {
+			w.answer(c, err)
+		}
+		return
 	}
-}
-
-// standIn makes the socket that takes the place of the worker's own.
-func (w *worker) standIn(own *ownSocket) error {
-	fd, err := own.StandIn(w.own.options[own.Inode])
-	if err != nil {
-		return errnoOf(err)
-	}
-	delete(w.own.options, own.Inode)
-	ws, err := fdpass.InspectSocket(fd)
-	own.fd = fd
-	own.Inode = ws.Inode
-	return err
+	_ = c.Proceed()
 }
 
 // claim puts a member that waits for its worker in the place of the worker's
 // socket: one that a worker left behind when it died, or that was declared with
 // --listen. The duplicates that the worker has of its socket, and what it has
 // told epoll about it, do not follow.
-func (w *worker) claim(c *intercept.Call, own *ownSocket, m *fdpass.Member) {
+func (w *worker) claim(c *intercept.Call, own *ownSocket, m *fdpass.Member) error {
 	nonblock, cloexec, err := c.Flags()
 	if err == nil {
 		err = m.Claim(nonblock)
@@ -164,42 +160,35 @@ func (w *worker) claim(c *intercept.Call, own *ownSocket, m *fdpass.Member) {
 	if err == nil {
 		err = c.Replace(m.Descriptor(), cloexec)
 	}
-	if err != nil {
-		w.answer(c, errnoOf(err))
-		return
+	if err == nil {
+		w.has(m, claim{reusePort: own.ReusePort, inherited: true})
 	}
-	w.has(m, claim{reusePort: own.ReusePort, inherited: true})
-	w.answer(c, nil)
+	return err
 }
 
 // share gives the worker the one socket that all generations have.
 func (w *worker) share(c *intercept.Call, own *ownSocket, sock *fdpass.Socket) error {
 	m, err := sock.Join(w.slot.gen.key)
 	if err != nil {
-		return errnoOf(err)
+		return err
 	}
-	w.hold(m, claim{inherited: true})
-	w.claim(c, own, m)
+	if err := w.claim(c, own, m); err != nil {
+		sock.Leave(m)
+		return err
+	}
+	w.slot.members = append(w.slot.members, m)
+	w.answer(c, nil)
 	return nil
 }
 
 // answer gives the worker the errno of err, 0 for nil, and is false where
 // nobody waits for it any more.
 func (w *worker) answer(c *intercept.Call, err error) bool {
-	errno := syscall.Errno(0)
-	if err != nil {
-		errno = errnoOf(err).(syscall.Errno)
-	}
-	return c.Answer(errno) == nil
-}
-
-// errnoOf is the errno within err.
-func errnoOf(err error) error {
 	var errno syscall.Errno
-	if !errors.As(err, &errno) {
+	if err != nil && !errors.As(err, &errno) {
 		errno = syscall.EINVAL
 	}
-	return errno
+	return c.Answer(errno) == nil
 }
 
 func closesOnExec(c *intercept.Call) bool {
@@ -262,8 +251,19 @@ func (w *worker) vacant(sock *fdpass.Socket) *fdpass.Member {
 	return nil
 }
 
-// listensOn tells whether the worker has a member of this address, as one that
-// has not asked for SO_REUSEPORT.
+// occupies tells whether the worker itself stands in the way of one more socket
+// of its own: two need SO_REUSEPORT both. That all members of a group have it is
+// the master's doing.
+func (w *worker) occupies(sock *fdpass.Socket, reusePort bool) bool {
+	for m, how := range w.own.claimed {
+		if m.Socket() == sock && !(reusePort && how.reusePort) {
+			return true
+		}
+	}
+	return false
+}
+
+// listensOn tells whether the worker has a member of this address.
 func (w *worker) listensOn(sock *fdpass.Socket) bool {
 	for m := range w.own.claimed {
 		if m.Socket() == sock {
@@ -275,12 +275,19 @@ func (w *worker) listensOn(sock *fdpass.Socket) bool {
 
 // ownSockets counts what the master holds or remembers for the worker.
 func (w *worker) ownSockets() int {
-	const often = time.Second
-	if len(w.own.bound) >= maxOwnSockets/2 && time.Since(w.own.forgot) >= often {
-		w.own.forgot = time.Now()
-		w.forgetBound()
+	if len(w.own.bound) >= maxOwnSockets/2 {
+		w.forgetNowAndThen()
 	}
 	return len(w.own.bound) + len(w.slot.members)
+}
+
+// forgetNowAndThen bounds what a worker can make the master do.
+func (w *worker) forgetNowAndThen() {
+	const often = time.Second
+	if now := time.Now(); now.Sub(w.own.forgot) >= often {
+		w.own.forgot = now
+		w.forgetBound()
+	}
 }
 
 // forgetBound forgets sockets that were closed without ever listening.
@@ -292,6 +299,11 @@ func (w *worker) forgetBound() {
 	for inode, b := range w.own.bound {
 		if _, holds := held[inode]; !holds {
 			w.own.dropBound(inode, b)
+		}
+	}
+	for inode := range w.own.options {
+		if _, holds := held[inode]; !holds {
+			delete(w.own.options, inode)
 		}
 	}
 }
@@ -311,9 +323,12 @@ func mayBind(c *intercept.Call, b fdpass.Binding) bool {
 
 // explain remembers in words why an address could not be had.
 func (w *worker) explain(err error, b fdpass.Binding) {
-	if !errors.Is(err, syscall.EADDRINUSE) {
+	const often = time.Second // who has it is looked for in all of /proc
+	now := time.Now()
+	if !errors.Is(err, syscall.EADDRINUSE) || now.Sub(w.own.explained) < often {
 		return
 	}
+	w.own.explained = now
 	w.own.refused = fmt.Sprintf("%s is in use", b)
 	if sock := w.master.overlapping(b); sock != nil {
 		w.own.refused = fmt.Sprintf("it asks for %s, which overlaps %s, held by moult: an address has to keep its form from one generation to the next", b, sock.Bound())

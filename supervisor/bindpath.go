@@ -29,7 +29,7 @@ func (w *worker) bindPath(c *intercept.Call, own *ownSocket) {
 		w.lookClosed()
 	}
 	if m := w.vacant(sock); m != nil {
-		w.claim(c, own, m)
+		w.answer(c, w.claim(c, own, m))
 		return
 	}
 	if err := w.bindNewPath(c, own, path, sock); err != nil {
@@ -78,7 +78,7 @@ func (w *worker) bindNewPath(c *intercept.Call, own *ownSocket, path string, soc
 		return nil
 	}
 	if own.standIn {
-		if err := w.standIn(own); err != nil {
+		if err := w.standIn(c, own); err != nil {
 			return err
 		}
 	}
@@ -93,7 +93,7 @@ func (w *worker) bindNewPath(c *intercept.Call, own *ownSocket, path string, soc
 		return err
 	}
 	if own.standIn {
-		if err := c.Replace(own.fd, closesOnExec(c)); err != nil {
+		if err := w.replace(c, own); err != nil {
 			return err
 		}
 		bound.standIn = own.keep()

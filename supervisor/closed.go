@@ -57,6 +57,7 @@ func (w *worker) watchClosed() {
 // lookClosed drops members that two looks in a row have found closed: between
 // two processes of the worker a socket is in nobody's hands for a moment.
 func (w *worker) lookClosed() {
+	w.dropConnected()
 	if len(w.own.claimed) == 0 {
 		return
 	}

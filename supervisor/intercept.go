@@ -3,6 +3,7 @@ package supervisor
 import (
 	"errors"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -15,15 +16,17 @@ import (
 // master: bind.go and listen.go give it, closed.go follows what the worker
 // closes without a word.
 type interception struct {
-	listener *intercept.Listener
-	bound    map[uint64]*boundSocket // by inode: bound, and does not listen yet
-	options  map[uint64][]fdpass.SockOption
-	claimed  map[*fdpass.Member]claim // members of the slot that the worker has
-	missed   map[*fdpass.Member]bool  // the last look found them closed
-	news     time.Time                // when it last bound something or began to listen
-	refused  string                   // why a bind was refused, in words; the last one
-	forgot   time.Time                // when closed ones were taken out of bound, last
-	looked   time.Time                // when its descriptors were, last
+	listener  *intercept.Listener
+	bound     map[uint64]*boundSocket // by inode: bound, and does not listen yet
+	options   map[uint64][]fdpass.SockOption
+	claimed   map[*fdpass.Member]claim // members of the slot that the worker has
+	missed    map[*fdpass.Member]bool  // the last look found them closed
+	news      time.Time                // when it last bound something or began to listen
+	refused   string                   // why a bind was refused, in words; the last one
+	explained time.Time
+	escaped   bool      // something could not be held, and that was said
+	forgot    time.Time // when closed ones were taken out of bound, last
+	looked    time.Time // when its descriptors were, last
 }
 
 // claim is how a worker came by a member.
@@ -36,8 +39,9 @@ type claim struct {
 type boundSocket struct {
 	binding    fdpass.Binding
 	reusePort  bool
-	unanswered bool // the worker was interrupted and does not know
-	standIn    int  // the master's descriptor, where that took the place of the worker's; else -1
+	unanswered bool           // the worker was interrupted and does not know
+	standIn    int            // the master's descriptor, where that took the place of the worker's; else -1
+	chosen     fdpass.Binding // where a stand-in is that the master has not kept
 	path       *fdpass.Socket
 	identity   fdpass.Identity
 }
@@ -143,6 +147,10 @@ func (w *worker) cannotSee(c *intercept.Call) {
 // the next upgrade could not bind it again.
 func (w *worker) bypassed(reason string) {
 	if w.state != starting {
+		if w.own.escaped {
+			return
+		}
+		w.own.escaped = true
 		w.master.log.Error().Int("generation", w.number).Int("pid", w.pid).Str("reason", reason).Msg("cannot hold what the worker listens on")
 		return
 	}
@@ -225,9 +233,12 @@ func (w *worker) takeByLook(c *intercept.Call) (*ownSocket, bool) {
 
 // recordOption keeps what a socket that stands in has to be given again.
 func (w *worker) recordOption(c *intercept.Call) {
+	if len(w.own.options) >= maxOwnSockets {
+		w.forgetNowAndThen()
+	}
 	if inode, err := c.Inode(); err == nil && len(w.own.options) < maxOwnSockets {
 		option := fdpass.SockOption{Level: c.Level, Name: c.Option, Value: c.Value}
-		w.own.options[inode] = append(w.own.options[inode], option)
+		w.own.options[inode] = append(slices.DeleteFunc(w.own.options[inode], option.Repeats), option)
 	}
 	_ = c.Proceed()
 }

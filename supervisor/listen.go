@@ -33,12 +33,16 @@ func (w *worker) listen(c *intercept.Call) {
 		return
 	}
 	own, ours := w.take(c)
-	if !ours || own.standIn {
+	if !ours {
 		_ = c.Proceed()
 		return
 	}
 	defer own.close()
 	switch {
+	case own.standIn && bound != nil && bound.chosen.Addr.IsValid():
+		w.answer(c, w.listenOnChosen(c, own, bound))
+	case own.standIn:
+		_ = c.Proceed()
 	case own.Network == "unix":
 		w.listenPath(c, own)
 	case own.Network == "tcp" && own.Local.Port() != 0 && c.SharesNetwork():
@@ -82,7 +86,7 @@ func (w *worker) adopt(c *intercept.Call, fd int, b fdpass.Binding, before *boun
 	switch {
 	case fresh:
 		sock = fdpass.Learn(b, s.options())
-	case !reusePort && w.listensOn(sock):
+	case w.occupies(sock, reusePort):
 		_ = syscall.Close(fd)
 		return syscall.EADDRINUSE
 	}

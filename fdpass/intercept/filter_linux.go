@@ -38,15 +38,17 @@ const (
 	leastLength   = 3  // a family and one byte: a unix socket with less is named by the kernel
 )
 
-// The options that are stopped with Traps.Options.
+// The options that are stopped with Traps.Options. None is one that servers set
+// for each connection, and none needs a capability: whoever repeats it may have
+// more rights than the program.
 var recorded = []struct {
 	level   int
 	options []int
 }{
-	{unix.SOL_SOCKET, []int{unix.SO_REUSEPORT, unix.SO_RCVBUF, unix.SO_SNDBUF}},
+	{unix.SOL_SOCKET, []int{unix.SO_REUSEADDR, unix.SO_REUSEPORT, unix.SO_RCVBUF, unix.SO_SNDBUF, unix.SO_BINDTODEVICE, unix.SO_BINDTOIFINDEX}},
 	{unix.IPPROTO_TCP, []int{unix.TCP_DEFER_ACCEPT, unix.TCP_FASTOPEN}},
-	{unix.IPPROTO_IP, []int{unix.IP_FREEBIND, unix.IP_TRANSPARENT}},
-	{unix.IPPROTO_IPV6, []int{unix.IPV6_V6ONLY, unix.IPV6_FREEBIND, unix.IPV6_TRANSPARENT}},
+	{unix.IPPROTO_IP, []int{unix.IP_FREEBIND, unix.IP_BIND_ADDRESS_NO_PORT, unix.IP_PKTINFO}},
+	{unix.IPPROTO_IPV6, []int{unix.IPV6_V6ONLY, unix.IPV6_FREEBIND, unix.IPV6_RECVPKTINFO}},
 }
 
 var (

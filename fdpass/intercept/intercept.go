@@ -25,8 +25,9 @@ type Traps struct {
 	ShortNames bool
 
 	// Options stops the setsockopt(2) of what a listening socket has to be
-	// given again where it is made anew: V6ONLY, REUSEPORT, RCVBUF, SNDBUF,
-	// DEFER_ACCEPT, FASTOPEN, FREEBIND, TRANSPARENT. All others pass.
+	// given again where it is made anew: V6ONLY, REUSEADDR, REUSEPORT, RCVBUF,
+	// SNDBUF, BINDTODEVICE, DEFER_ACCEPT, FASTOPEN, FREEBIND, BIND_ADDRESS_NO_PORT,
+	// PKTINFO. All others pass.
 	Options bool
 }
 
