@@ -1,0 +1,86 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+)
+
+// anyServer is a server as its authors ship it: it binds its own address and
+// has never heard of moult.
+type anyServer struct {
+	name    string
+	signal  string // the drain signal
+	clients int    // at once; few where the server answers one at a time
+	dialect dialect
+	command func(testing.TB, *site) []string
+}
+
+// dialect is how the clients of a server talk to it.
+type dialect struct {
+	crowd func(t testing.TB, address string, clients int) crowd
+	// slow begins an exchange that cannot end before finish is called, which
+	// completes it and says whether all of the answer was right. When slow
+	// returns, the server has the exchange in hand.
+	slow func(t testing.TB, address string) (finish func() error)
+}
+
+// crowd is clients that ask again and again, each time over a new connection,
+// and never ask twice for the same.
+type crowd interface {
+	requests() int // that have ended, well or not
+	stop() error   // lets each client finish; an error if any request failed
+}
+
+func TestAnyServer(t *testing.T) {
+	common := newFixtures(t)
+	// A server that starts needs a processor, and so do the clients.
+	slots := make(chan struct{}, 3)
+	for _, s := range anyServers() {
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			s.upgrades(t, newSite(t, common), times(20, 3, 100))
+		})
+	}
+}
+
+// upgrades upgrades the server under load, each time with a slow answer under
+// way.
+func (s anyServer) upgrades(t *testing.T, at *site, count int) {
+	args := append([]string{"--drain-signal", s.signal, "--"}, s.command(t, at)...)
+	m := launch{args: args, env: at.environment()}.start(t)
+	m.waitServing(1)
+	clients := s.dialect.crowd(t, at.Address, s.clients)
+	moreAnswers(t, clients)
+	for generation := 1; generation <= count; generation++ {
+		finish := s.dialect.slow(t, at.Address)
+		m.upgrade()
+		if err := finish(); err != nil {
+			t.Errorf("the slow answer of generation %d: %v", generation, err)
+		}
+		moreAnswers(t, clients)
+	}
+	// Whatever answers after this is the last generation.
+	m.waitState(count, "gone")
+	moreAnswers(t, clients)
+	if err := clients.stop(); err != nil {
+		t.Errorf("%d upgrades: %v", count, err)
+	}
+	t.Logf("%d upgrades, %d requests", count, clients.requests())
+	m.stop()
+}
+
+func moreAnswers(t testing.TB, clients crowd) {
+	t.Helper()
+	before := clients.requests()
+	until(t, "more requests are answered", func() error {
+		if now := clients.requests(); now < before+32 {
+			return errors.New(fmt.Sprint(now-before, " of 32"))
+		}
+		return nil
+	})
+}
