@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -209,21 +210,34 @@ func (s *Supervisor) socketAt(b fdpass.Binding) *fdpass.Socket {
 	return nil
 }
 
-// learnedPort finds the port that an earlier generation got when it asked for
-// any: the first that this worker does not have yet.
+// learnedPort finds the port that the worker shall have when it asks for any:
+// that of a member which waits for it, or else one that an earlier generation got
+// and nobody in its own has yet.
 func (s *Supervisor) learnedPort(w *worker, asked fdpass.Binding) *fdpass.Socket {
+	var untaken *fdpass.Socket
 	for _, sock := range s.sockets {
-		if at, any := s.anyPort[sock]; !any || at != asked || w.listensOn(sock) {
+		if at, any := s.anyPort[sock]; !any || at != asked {
 			continue
+		}
+		if w.vacant(sock) != nil {
+			return sock
 		}
 		if w.hasBound(sock) {
 			w.forgetBound() // Go binds and closes one to see whether there is IPv6
 		}
-		if !w.hasBound(sock) {
-			return sock
+		if untaken == nil && !w.slot.gen.takes(sock) {
+			untaken = sock
 		}
 	}
-	return nil
+	return untaken
+}
+
+// takes tells whether a worker of the generation has an address, or is about to
+// listen on it.
+func (g *generation) takes(sock *fdpass.Socket) bool {
+	return slices.ContainsFunc(g.slots, func(sl *slot) bool {
+		return len(sl.membersOf(sock)) > 0 || sl.worker != nil && sl.worker.hasBound(sock)
+	})
 }
 
 // hasBound tells whether a socket of the worker is on its way to this address.
@@ -292,7 +306,7 @@ func (w *worker) forgetNowAndThen() {
 
 // forgetBound forgets sockets that were closed without ever listening.
 func (w *worker) forgetBound() {
-	held, complete := observe.Inodes(observe.Tree(w.pid))
+	held, complete := observe.Inodes(w.tree())
 	if !complete {
 		return
 	}

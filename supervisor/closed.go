@@ -36,7 +36,7 @@ func (w *worker) lookOwn(now time.Time) {
 // lookBypass finds addresses that the worker listens on although nothing was
 // intercepted: the kernel was asked in a way that no filter sees.
 func (w *worker) lookBypass() {
-	held, complete := observe.Inodes(observe.Tree(w.pid))
+	held, complete := observe.Inodes(w.tree())
 	if !complete || len(held) == 0 {
 		return
 	}
@@ -61,7 +61,7 @@ func (w *worker) lookClosed() {
 	if len(w.own.claimed) == 0 {
 		return
 	}
-	held, complete := observe.Inodes(observe.Tree(w.pid))
+	held, complete := observe.Inodes(w.tree())
 	if !complete || w.reaped {
 		return
 	}

@@ -100,7 +100,7 @@ func (l *leftover) attribute() {
 	if !l.unknown() {
 		return
 	}
-	own, _ := observe.Inodes(observe.Tree(l.worker.pid))
+	own, _ := observe.Inodes(l.worker.tree())
 	for _, r := range l.conns {
 		_, r.mine = own[r.conn.Inode]
 	}
@@ -110,7 +110,7 @@ func (l *leftover) attribute() {
 	var others []int
 	for _, w := range l.worker.master.workers() {
 		if w != l.worker {
-			others = append(others, observe.Tree(w.pid)...)
+			others = append(others, w.tree()...)
 		}
 	}
 	theirs, _ := observe.Inodes(others)
@@ -164,7 +164,7 @@ func (l *leftover) help(end map[uint64]*remaining) {
 	for inode := range end {
 		inodes[inode] = struct{}{}
 	}
-	n, err := shutdownRead(observe.Tree(l.worker.pid), inodes)
+	n, err := shutdownRead(l.worker.tree(), inodes)
 	if err != nil {
 		l.worker.master.log.Debug().Err(err).Int("generation", l.worker.number).Msg("cannot end idle connections")
 	}

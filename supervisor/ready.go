@@ -136,7 +136,7 @@ func (w *worker) lookReady(now time.Time) {
 		return
 	}
 	if r.how != ReadyNotify {
-		pids := observe.Tree(w.pid)
+		pids := w.tree()
 		for _, c := range r.checks {
 			c.look(pids, now.Sub(w.forked))
 		}

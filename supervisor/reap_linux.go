@@ -2,7 +2,6 @@ package supervisor
 
 import (
 	"encoding/binary"
-	"slices"
 	"syscall"
 	"unsafe"
 
@@ -75,21 +74,6 @@ func leftovers(w *worker) []int {
 		}
 	}
 	return left
-}
-
-// owns tells whether an adopted process came from this worker.
-func (w *worker) owns(pid int) bool {
-	if w.master.isMain(pid) {
-		return false
-	}
-	if mark := markOf(pid); mark != "" && w.master.isMark(mark) {
-		return mark == w.mark
-	}
-	inodes, _ := observe.Inodes([]int{pid})
-	return slices.ContainsFunc(w.ownMembers(), func(inode uint64) bool {
-		_, holds := inodes[inode]
-		return holds
-	})
 }
 
 func groupAlone(pgid int) []int {

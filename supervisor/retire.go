@@ -222,7 +222,7 @@ func (s *Supervisor) allDrain() bool {
 // have one where that cannot be seen.
 func (s *Supervisor) listenersHeld() bool {
 	for _, w := range s.workers() {
-		held, complete := observe.Inodes(observe.Tree(w.pid))
+		held, complete := observe.Inodes(w.tree())
 		if !complete {
 			return true
 		}
