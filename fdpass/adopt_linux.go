@@ -66,6 +66,7 @@ func InspectSocket(fd int) (WorkerSocket, error) {
 	}
 	w.IPv6 = domain == unix.AF_INET6
 	w.V6Only = w.IPv6 && option(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY) == 1
+	w.ReuseAddr = option(unix.SOL_SOCKET, unix.SO_REUSEADDR) == 1
 	w.ReusePort = option(unix.SOL_SOCKET, unix.SO_REUSEPORT) == 1
 	w.Device = option(unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
 	w.Client = option(unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT) == 1
@@ -127,6 +128,8 @@ func (w *WorkerSocket) Recall(o SockOption) {
 		w.Client = on
 	case o.Level == unix.IPPROTO_IPV6 && o.Name == unix.IPV6_V6ONLY:
 		w.V6Only = w.IPv6 && on
+	case o.Level == unix.SOL_SOCKET && o.Name == unix.SO_REUSEADDR:
+		w.ReuseAddr = on
 	case o.Level == unix.SOL_SOCKET && o.Name == unix.SO_REUSEPORT:
 		w.ReusePort = on
 	}
@@ -179,15 +182,16 @@ func deviceNamed(name []byte) int {
 // BindOwn binds fd, a duplicate of a worker's socket, to b on the worker's
 // behalf. It stays the caller's. The error is the errno that bind(2) gave.
 //
-// The first socket of an address is bound as the worker wants it, but without
-// SO_REUSEPORT: whatever else has the address, or one that overlaps it, is a
-// conflict. Later ones join the group: with the option, and of its owner.
-func (s *Socket) BindOwn(fd int, b Binding) error {
+// The first socket of an address is bound without SO_REUSEPORT: whatever else
+// has the address, or one that overlaps it, is a conflict. Later ones join the
+// group: with the option, and of its owner. So do others of ours that are bound
+// already and do not listen yet, which join tells.
+func (s *Socket) BindOwn(fd int, b Binding, join bool) error {
 	sa, err := b.target().sockaddr()
 	if err != nil {
 		return unix.EADDRNOTAVAIL
 	}
-	if len(s.members) == 0 {
+	if len(s.members) == 0 && !join {
 		return s.bindFirstOwn(fd, sa)
 	}
 	if err := s.prepareToJoin(fd); err != nil {
@@ -196,17 +200,55 @@ func (s *Socket) BindOwn(fd int, b Binding) error {
 	return syscall.Bind(fd, sa)
 }
 
+// bindFirstOwn turns the option on afterwards, for those that join before this
+// one listens. SO_REUSEADDR lets it listen beside them (listenFirst). A worker
+// that is refused finds its socket as it was, and may try another address.
 func (s *Socket) bindFirstOwn(fd int, sa syscall.Sockaddr) error {
+	asked, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT)
+	if err != nil {
+		return err
+	}
 	bind := func() error { return syscall.Bind(fd, sa) }
-	if asked, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT); asked == 1 && s.network == "tcp" {
-		// The next one may be bound before this one listens.
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-	}
-	if s.network == "udp" && s.mayGroup() {
+	switch {
+	case s.network == "tcp":
+		err = inTurn(reuseAddr(fd), reusePort(fd, 0), bind, reusePort(fd, 1))
+	case s.mayGroup():
 		// Whoever joins later finds the program in force, as in listenFirst.
-		return inTurn(reusePort(fd, 1), attachTo(fd), reusePort(fd, 0), bind, reusePort(fd, 1))
+		// A socket that has one cannot join others any more, so that the
+		// address is tried with another one before.
+		try := func() error { return tryDatagrams(sa) }
+		err = inTurn(try, reusePort(fd, 1), attachTo(fd), reusePort(fd, 0), bind, reusePort(fd, 1))
+	default:
+		err = inTurn(reusePort(fd, 0), bind)
 	}
-	return inTurn(reusePort(fd, 0), bind)
+	if err != nil {
+		_ = setReusePort(fd, asked)
+	}
+	return err
+}
+
+// tryDatagrams binds an address for a moment. That an address is another one's
+// is all that it looks for: what else may be wrong shows at the bind itself.
+func tryDatagrams(sa syscall.Sockaddr) error {
+	family := unix.AF_INET
+	if _, v6 := sa.(*syscall.SockaddrInet6); v6 {
+		family = unix.AF_INET6
+	}
+	fd, err := newSocket(family, unix.SOCK_DGRAM, unix.IPPROTO_UDP)
+	if err != nil {
+		return nil
+	}
+	defer closeDescriptor(fd)
+	if errors.Is(syscall.Bind(fd, sa), unix.EADDRINUSE) {
+		return unix.EADDRINUSE
+	}
+	return nil
+}
+
+func reuseAddr(fd int) func() error {
+	return func() error {
+		return os.NewSyscallError("setsockopt SO_REUSEADDR", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
+	}
 }
 
 func reusePort(fd, on int) func() error {
@@ -218,7 +260,7 @@ func attachTo(fd int) func() error { return func() error { return attachProgram(
 // prepareToJoin makes a socket fit for a group that is there.
 func (s *Socket) prepareToJoin(fd int) error {
 	if s.network == "tcp" {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		if err := reuseAddr(fd)(); err != nil {
 			return err
 		}
 	}
@@ -230,7 +272,7 @@ func (s *Socket) prepareToJoin(fd int) error {
 // else into a group. Where the master may not, bind(2) says so.
 func (s *Socket) changeOwner(fd int) {
 	var own, first unix.Stat_t
-	if unix.Fstat(fd, &own) != nil || unix.Fstat(s.members[0].fd, &first) != nil || own.Uid == first.Uid {
+	if len(s.members) == 0 || unix.Fstat(fd, &own) != nil || unix.Fstat(s.members[0].fd, &first) != nil || own.Uid == first.Uid {
 		return
 	}
 	_ = unix.Fchown(fd, int(first.Uid), -1)

@@ -25,7 +25,7 @@ func (w *WorkerSocket) Recall(SockOption) {}
 func (w WorkerSocket) StandIn([]SockOption) (int, error) { return -1, errors.ErrUnsupported }
 
 // BindOwn is for Linux.
-func (s *Socket) BindOwn(int, Binding) error { return errors.ErrUnsupported }
+func (s *Socket) BindOwn(int, Binding, bool) error { return errors.ErrUnsupported }
 
 // Adopt is for Linux.
 func (s *Socket) Adopt(int, int, int) (*Member, error) { return nil, errors.ErrUnsupported }

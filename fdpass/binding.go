@@ -21,6 +21,19 @@ type Binding struct {
 // String is the address as programs write it: "127.0.0.1:80", "[::]:80".
 func (b Binding) String() string { return b.Addr.String() }
 
+// Form is the address with what else tells it from others: "[::]:80 for IPv6
+// alone".
+func (b Binding) Form() string {
+	form := b.String()
+	if b.V6Only {
+		form += " for IPv6 alone"
+	}
+	if b.Device != 0 {
+		form += " on interface " + strconv.Itoa(b.Device)
+	}
+	return form
+}
+
 // WithPort is the same with another port.
 func (b Binding) WithPort(port int) Binding {
 	b.Addr = netip.AddrPortFrom(b.Addr.Addr(), uint16(port))
@@ -53,8 +66,11 @@ func (b Binding) covers(o Binding) bool {
 }
 
 // exact leaves out what makes no difference: bind(2) itself sets V6ONLY where
-// the address decides.
+// the address decides, and ties a socket to the interface of its zone.
 func (b Binding) exact() Binding {
+	if b.Addr.Addr().Zone() != "" {
+		b.Device = 0
+	}
 	b.V6Only = b.V6Only && b.Addr.Addr().Is6() && b.Addr.Addr().IsUnspecified()
 	return b
 }
@@ -75,7 +91,8 @@ type WorkerSocket struct {
 	Network   string // "tcp", "udp", "unix" for a stream; anything else is left alone and ""
 	IPv6      bool
 	V6Only    bool
-	ReusePort bool // the worker itself has set SO_REUSEPORT
+	ReuseAddr bool // what the worker itself has set
+	ReusePort bool
 	Device    int
 	Local     netip.AddrPort // port 0: not bound
 	Name      []byte         // unix: the sockaddr that it is bound to

@@ -46,7 +46,7 @@ func (w *worker) bindInet(c *intercept.Call, own *ownSocket) {
 		// A signal took the thread out of the call that had succeeded.
 		before.unanswered = !w.answer(c, nil)
 		return
-	case !fits || own.Client || w.isBound(own) || !c.SharesNetwork(), own.Network == "udp" && !isService(b):
+	case !fits || own.Client || w.isBound(own) || !c.SharesNetwork(), own.Network == "udp" && !w.isService(b):
 		_ = c.Proceed()
 		return
 	case b.Addr.Port() == 0:
@@ -70,7 +70,8 @@ func (w *worker) bindInet(c *intercept.Call, own *ownSocket) {
 }
 
 // bindNew binds a socket that becomes a member of its own.
-func (w *worker) bindNew(c *intercept.Call, own *ownSocket, sock *fdpass.Socket, b fdpass.Binding) error {
+func (w *worker) bindNew(c *intercept.Call, own *ownSocket, sock *fdpass.Socket, b fdpass.Binding) (err error) {
+	join := false
 	switch {
 	case w.ownSockets() >= maxOwnSockets:
 		w.own.refused = fmt.Sprintf("moult holds no more than %d sockets of one worker", maxOwnSockets)
@@ -80,7 +81,10 @@ func (w *worker) bindNew(c *intercept.Call, own *ownSocket, sock *fdpass.Socket,
 			return syscall.EACCES
 		}
 		sock = fdpass.Learn(b, w.master.options())
-	case w.occupies(sock, own.ReusePort):
+		if join, err = w.besideBound(own, b); err != nil {
+			return err
+		}
+	case !own.ReusePort && w.listensOn(sock):
 		return syscall.EADDRINUSE
 	}
 	if how, _ := sock.How(); how == fdpass.Shared && len(sock.Members()) > 0 {
@@ -92,7 +96,7 @@ func (w *worker) bindNew(c *intercept.Call, own *ownSocket, sock *fdpass.Socket,
 			return err
 		}
 	}
-	if err := sock.BindOwn(own.fd, b); err != nil {
+	if err := sock.BindOwn(own.fd, b, join); err != nil {
 		w.explain(err, b)
 		return err
 	}
@@ -101,7 +105,7 @@ func (w *worker) bindNew(c *intercept.Call, own *ownSocket, sock *fdpass.Socket,
 			return err
 		}
 	}
-	bound := &boundSocket{binding: b, reusePort: own.ReusePort, standIn: -1}
+	bound := &boundSocket{binding: b, reuseAddr: own.ReuseAddr, reusePort: own.ReusePort, standIn: -1}
 	if own.Network == "udp" {
 		err := w.adopt(c, own.keep(), b, bound) // there is no listen that would follow
 		if err == nil {
@@ -118,9 +122,40 @@ func (w *worker) bindNew(c *intercept.Call, own *ownSocket, sock *fdpass.Socket,
 	return nil
 }
 
-// isService tells a datagram socket that serves from one that asks: resolvers
-// bind ports of the range that clients get theirs from, one for each question.
-func isService(b fdpass.Binding) bool {
+// besideBound looks for sockets that are bound to the same address and do not
+// listen yet. One of another worker's may be joined; one of its own stands in
+// the way, unless the worker has asked that it should not.
+func (w *worker) besideBound(own *ownSocket, b fdpass.Binding) (join bool, err error) {
+	if w.boundAt(b) != nil {
+		w.forgetBound()
+	}
+	if mine := w.boundAt(b); mine != nil {
+		if !own.ReusePort && !(mine.reuseAddr && own.ReuseAddr) {
+			return false, syscall.EADDRINUSE
+		}
+		return own.ReusePort, nil
+	}
+	return slices.ContainsFunc(w.master.workers(), func(other *worker) bool { return other.boundAt(b) != nil }), nil
+}
+
+// boundAt finds a socket of the worker that is on its way to an address.
+func (w *worker) boundAt(b fdpass.Binding) *boundSocket {
+	for _, bound := range w.own.bound {
+		if bound.path == nil && bound.binding == b {
+			return bound
+		}
+	}
+	return nil
+}
+
+// isService tells a datagram socket that serves from one that asks, or that
+// serves one call: resolvers take a port for each question, media servers one
+// for each call. Those come when the worker serves already, or out of the range
+// that clients get their ports from.
+func (w *worker) isService(b fdpass.Binding) bool {
+	if w.state != starting && w.master.socketAt(b) == nil || w.ownSockets() >= maxOwnSockets {
+		return false
+	}
 	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
 	if err != nil {
 		return true
@@ -162,7 +197,7 @@ func (w *worker) claim(c *intercept.Call, own *ownSocket, m *fdpass.Member) erro
 		err = c.Replace(m.Descriptor(), cloexec)
 	}
 	if err == nil {
-		w.has(m, claim{reusePort: own.ReusePort, inherited: true})
+		w.has(m, claim{inherited: true})
 	}
 	return err
 }
@@ -242,13 +277,8 @@ func (g *generation) takes(sock *fdpass.Socket) bool {
 
 // hasBound tells whether a socket of the worker is on its way to this address.
 func (w *worker) hasBound(sock *fdpass.Socket) bool {
-	at, _ := sock.Binding()
-	for _, b := range w.own.bound {
-		if b.path == nil && b.binding == at {
-			return true
-		}
-	}
-	return false
+	at, ok := sock.Binding()
+	return ok && w.boundAt(at) != nil
 }
 
 // vacant is a member of this address that the worker's slot holds and the
@@ -265,19 +295,9 @@ func (w *worker) vacant(sock *fdpass.Socket) *fdpass.Member {
 	return nil
 }
 
-// occupies tells whether the worker itself stands in the way of one more socket
-// of its own: two need SO_REUSEPORT both. That all members of a group have it is
-// the master's doing.
-func (w *worker) occupies(sock *fdpass.Socket, reusePort bool) bool {
-	for m, how := range w.own.claimed {
-		if m.Socket() == sock && !(reusePort && how.reusePort) {
-			return true
-		}
-	}
-	return false
-}
-
-// listensOn tells whether the worker has a member of this address.
+// listensOn tells whether the worker has a member of this address. One more
+// needs SO_REUSEPORT: that the first has it as well is not asked, since the
+// worker may have set it after its bind, and by then the master had.
 func (w *worker) listensOn(sock *fdpass.Socket) bool {
 	for m := range w.own.claimed {
 		if m.Socket() == sock {
@@ -345,11 +365,16 @@ func (w *worker) explain(err error, b fdpass.Binding) {
 	w.own.explained = now
 	w.own.refused = fmt.Sprintf("%s is in use", b)
 	if sock := w.master.overlapping(b); sock != nil {
-		w.own.refused = fmt.Sprintf("it asks for %s, which overlaps %s, held by moult: an address has to keep its form from one generation to the next", b, sock.Bound())
+		w.own.refused = fmt.Sprintf("it asks for %s, which overlaps %s, held by moult: an address has to keep its form from one generation to the next", b.Form(), formOf(sock))
 	} else if who := holderOf(b); who != "" {
 		w.own.refused = fmt.Sprintf("%s is in use%s", b, who)
 	}
 	w.master.log.Warn().Int("generation", w.number).Int("pid", w.pid).Str("reason", w.own.refused).Msg("a bind was refused")
+}
+
+func formOf(sock *fdpass.Socket) string {
+	at, _ := sock.Binding()
+	return at.Form()
 }
 
 func (s *Supervisor) overlapping(b fdpass.Binding) *fdpass.Socket {

@@ -1,6 +1,8 @@
 package supervisor
 
 import (
+	"io/fs"
+	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -19,15 +21,17 @@ const sunPath = 2
 // serves.
 func (w *worker) bindPath(c *intercept.Call, own *ownSocket) {
 	path, sock := w.pathOf(c, c.Address)
-	if path == "" || sock == nil && !own.standIn {
+	switch {
+	case path == "":
+		_ = c.Proceed()
+		return
+	case sock == nil && !own.standIn:
+		w.rememberPath(c, own, path)
 		_ = c.Proceed()
 		return
 	}
 	w.own.news = time.Now()
-	if w.listensOn(sock) {
-		w.lookClosed()
-		w.lookClosed()
-	}
+	w.dropClosedOn(sock)
 	if m := w.vacant(sock); m != nil {
 		w.answer(c, w.claim(c, own, m))
 		return
@@ -65,7 +69,9 @@ func (w *worker) bindNewPath(c *intercept.Call, own *ownSocket, path string, soc
 		return syscall.EADDRINUSE
 	}
 	if sock != nil {
-		if how, _ := sock.How(); how == fdpass.Shared {
+		// A path leads to one socket, so that all workers of a generation have
+		// the same.
+		if how, _ := sock.How(); how == fdpass.Shared || len(w.slot.gen.membersOf(sock)) > 0 {
 			return w.share(c, own, sock)
 		}
 	}
@@ -112,29 +118,60 @@ func bindAs(id fdpass.Identity, fd int, path string) error {
 	return id.Do(func() error { return unix.Bind(fd, &unix.SockaddrUnix{Name: name}) })
 }
 
+// rememberPath notes where a bind goes that the kernel does: by listen(2) the
+// worker may be in another directory.
+func (w *worker) rememberPath(c *intercept.Call, own *ownSocket, path string) {
+	id, err := fdpass.IdentityOf(c.TID)
+	if err == nil && w.ownSockets() < maxOwnSockets {
+		w.own.bound[own.Inode] = &boundSocket{standIn: -1, path: fdpass.LearnPath(path, w.master.options()), identity: id}
+	}
+}
+
 // listenPath answers listen(2) of a unix stream socket that is no member yet.
 func (w *worker) listenPath(c *intercept.Call, own *ownSocket) {
 	bound := w.own.bound[own.Inode]
 	if bound == nil {
-		path, sock := w.pathOf(c, own.Name)
+		path, sock := w.pathOf(c, own.Name) // the bind could not be seen
 		if path == "" || sock != nil {
-			_ = c.Proceed() // bound before it could be known, to a path that others serve
-			return
-		}
-		id, err := fdpass.IdentityOf(c.TID)
-		if err != nil {
 			_ = c.Proceed()
 			return
 		}
-		bound = &boundSocket{path: fdpass.LearnPath(path, w.master.options()), identity: id}
+		w.rememberPath(c, own, path)
+		bound = w.own.bound[own.Inode]
+	}
+	if bound == nil || !leadsToSocket(bound.path) {
+		_ = c.Proceed()
+		w.bypassed("the path of a unix socket that it listens on cannot be found (" + printable(own.Name) + "); use --listen, or an absolute path")
+		return
 	}
 	delete(w.own.bound, own.Inode)
 	w.answer(c, w.adoptPath(c, own.keep(), bound))
 }
 
+// leadsToSocket keeps what leads nowhere, or to a file of somebody else's, from
+// being held.
+func leadsToSocket(sock *fdpass.Socket) bool {
+	if strings.HasPrefix(sock.Bound(), "@") || len(sock.Members()) > 0 {
+		return true
+	}
+	info, err := os.Lstat(sock.Bound())
+	return err == nil && info.Mode()&fs.ModeSocket != 0
+}
+
+func printable(sockaddr []byte) string {
+	if len(sockaddr) <= sunPath {
+		return "it has no name"
+	}
+	return strings.TrimRight(string(sockaddr[sunPath:]), "\x00")
+}
+
 // adoptPath makes a member of a unix socket; fd is taken over.
 func (w *worker) adoptPath(c *intercept.Call, fd int, bound *boundSocket) error {
 	s, sock := w.master, bound.path
+	if len(w.slot.members) >= maxOwnSockets {
+		_ = syscall.Close(fd)
+		return syscall.ENOBUFS
+	}
 	m, err := sock.AdoptPath(fd, w.slot.gen.key, c.Backlog, bound.identity)
 	if err != nil {
 		return err

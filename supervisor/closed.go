@@ -19,6 +19,7 @@ import (
 const (
 	closedEvery = 100 * time.Millisecond // between two looks
 	closedFor   = 5 * time.Second        // after a bind
+	closedAfter = 2 * time.Second        // without anybody who has it
 )
 
 // lookOwn is for a worker on its way to being ready.
@@ -27,7 +28,7 @@ func (w *worker) lookOwn(now time.Time) {
 		return
 	}
 	w.own.looked = now
-	w.lookClosed()
+	w.lookClosed(closedAfter)
 	if len(w.slot.members) == 0 && now.Sub(w.forked) >= closedEvery {
 		w.lookBypass()
 	}
@@ -49,15 +50,35 @@ func (w *worker) lookBypass() {
 
 // watchClosed plans the next look of a worker that serves.
 func (w *worker) watchClosed() {
-	if w.master.cfg.Intercept && w.state == serving && time.Since(w.own.news) < closedFor {
-		w.poll = time.Now().Add(closedEvery)
+	if !w.master.cfg.Intercept || w.state != serving {
+		return
+	}
+	now := time.Now()
+	if now.Sub(w.own.news) < closedFor {
+		w.poll = now.Add(closedEvery)
+	}
+	if expected := w.expected(); now.Before(expected) && w.hasVacant() {
+		w.poll = earlier(w.poll, expected)
 	}
 }
 
-// lookClosed drops members that two looks in a row have found closed: between
-// two processes of the worker a socket is in nobody's hands for a moment.
-func (w *worker) lookClosed() {
-	w.dropConnected()
+// expected is until when a worker may still bind what the one before it had.
+func (w *worker) expected() time.Time { return w.forked.Add(w.master.cfg.ReadyTimeout) }
+
+func (w *worker) hasVacant() bool {
+	return slices.ContainsFunc(w.slot.members, w.isVacant)
+}
+
+// isVacant tells whether a member waits for the worker to bind its address.
+func (w *worker) isVacant(m *fdpass.Member) bool {
+	_, has := w.own.claimed[m]
+	return !has && m.Own()
+}
+
+// lookClosed drops members that no process of the worker has had for so long.
+// Between two processes a socket is in nobody's hands for a moment: it is sent
+// to a child that is not there yet to take it.
+func (w *worker) lookClosed(after time.Duration) {
 	if len(w.own.claimed) == 0 {
 		return
 	}
@@ -65,27 +86,35 @@ func (w *worker) lookClosed() {
 	if !complete || w.reaped {
 		return
 	}
+	now := time.Now()
 	for _, m := range slices.Clone(w.slot.members) {
 		if _, has := w.own.claimed[m]; !has {
 			continue
 		}
 		_, holds := held[m.Inode()]
+		missed, before := w.own.missed[m]
 		switch {
+		case !m.Socket().Listening(m) && m.Own():
+			w.dropClosed(m) // by shutdown(2)
 		case holds:
 			delete(w.own.missed, m)
-		case w.own.missed[m]:
+		case !before:
+			w.own.missed[m] = now
+		case now.Sub(missed) >= after:
 			w.dropClosed(m)
-		default:
-			w.own.missed[m] = true
 		}
 	}
 }
 
 // dropClosedAt looks twice at once, before the worker binds an address again.
 func (w *worker) dropClosedAt(b fdpass.Binding) {
-	if sock := w.master.socketAt(b); sock != nil && w.listensOn(sock) {
-		w.lookClosed()
-		w.lookClosed()
+	w.dropClosedOn(w.master.socketAt(b))
+}
+
+func (w *worker) dropClosedOn(sock *fdpass.Socket) {
+	if sock != nil && w.listensOn(sock) {
+		w.lookClosed(0)
+		w.lookClosed(0)
 	}
 }
 
@@ -117,11 +146,14 @@ func (w *worker) letGoOf(m *fdpass.Member) {
 	}
 }
 
-// dropVacant lets go of what an earlier worker had bound and this one, which is
-// ready, has not.
-func (w *worker) dropVacant() {
+// dropVacant lets go of what an earlier worker had bound and this one has not in
+// all its time.
+func (w *worker) dropVacant(now time.Time) {
+	if now.Before(w.expected()) {
+		return
+	}
 	for _, m := range slices.Clone(w.slot.members) {
-		if _, has := w.own.claimed[m]; has || !m.Own() {
+		if !w.isVacant(m) {
 			continue
 		}
 		if n, err := observe.AcceptQueue(m.Descriptor()); err == nil && n > 0 {
@@ -151,22 +183,22 @@ func (s *Supervisor) dropUnused() {
 }
 
 func (s *Supervisor) isHeld(sock *fdpass.Socket) bool {
-	return slices.ContainsFunc(s.slots(), func(sl *slot) bool { return len(sl.membersOf(sock)) > 0 })
+	return slices.ContainsFunc(s.slots(), func(sl *slot) bool {
+		return slices.ContainsFunc(sl.members, func(m *fdpass.Member) bool { return m.Socket() == sock })
+	})
 }
 
-// uncovered lists the addresses that the worker is expected to bind and has
-// not: what the generation serves that it is to replace, and what the worker
-// had that it replaces.
-func (w *worker) uncovered() []*fdpass.Socket {
+// uncovered lists the addresses that the generation serves which the worker's is
+// to replace, and that this one has not bound yet.
+func (w *worker) uncovered() []string {
 	s, g := w.master, w.slot.gen
-	var missing []*fdpass.Socket
+	var missing []string
+	if g != s.next || s.serving == nil {
+		return nil
+	}
 	for _, sock := range s.sockets {
-		if !sock.Learned() || !sock.Reachable() {
-			continue
-		}
-		replaced := g == s.next && s.serving != nil && len(s.serving.membersOf(sock)) > 0 && !g.binds(sock)
-		if replaced || w.vacant(sock) != nil {
-			missing = append(missing, sock)
+		if sock.Learned() && sock.Reachable() && len(s.serving.membersOf(sock)) > 0 && !g.binds(sock) {
+			missing = append(missing, sock.Bound())
 		}
 	}
 	return missing
@@ -178,9 +210,24 @@ func (g *generation) binds(sock *fdpass.Socket) bool {
 }
 
 // patient tells whether there is hope that the worker will bind what is missing:
-// servers bind one address after the other.
+// servers bind one address after the other, some of them late. One that says
+// READY=1 has no more to come.
 func (w *worker) patient(now time.Time) bool {
-	return now.Sub(w.own.news) < closedFor && len(w.uncovered()) > 0
+	if w.ready.notified || len(w.slot.members) == 0 {
+		return false
+	}
+	limit := w.master.cfg.ReadyTimeout
+	until := earlier(w.own.news.Add(limit/2), w.forked.Add(limit*9/10))
+	missing := w.uncovered()
+	if len(missing) == 0 || !now.Before(until) {
+		return false
+	}
+	if !w.own.waited {
+		w.own.waited = true
+		w.master.log.Info().Int("generation", w.number).Int("pid", w.pid).Str("addresses", strings.Join(missing, ", ")).Str("limit", rounded(time.Until(until))).
+			Msg("the worker accepts; it is given time to listen on what the old generation serves, too")
+	}
+	return true
 }
 
 // tellUncovered names the addresses that the old generation alone still serves.

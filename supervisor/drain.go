@@ -246,10 +246,11 @@ func (w *worker) lookAtState(now time.Time) {
 	case quiescing:
 		w.lookQuiet(now)
 	case serving:
-		w.lookClosed()
+		w.lookClosed(closedAfter)
+		w.dropVacant(now)
 	case draining:
 		w.master.letGo()
-		w.lookClosed()
+		w.lookClosed(closedEvery)
 	case clearing:
 		w.checkCleared()
 	default:

@@ -9,13 +9,23 @@ import (
 	"time"
 
 	"github.com/moult/moult/fdpass"
+	"github.com/moult/moult/supervisor/observe"
 )
 
 // endGroup is called while the main process is still a zombie: the number of
 // its group is its own.
 func (w *worker) endGroup() {
 	w.left = w.master.host.leftovers(w)
-	w.orphaned = len(w.left) > 0
+	w.orphaned = len(w.left) > 0 && (w.state == starting || w.serveOn(w.left))
+}
+
+// serveOn tells whether processes have a socket of the worker.
+func (w *worker) serveOn(pids []int) bool {
+	held, _ := observe.Inodes(pids)
+	return slices.ContainsFunc(w.slot.members, func(m *fdpass.Member) bool {
+		_, holds := held[m.Inode()]
+		return holds
+	})
 }
 
 // beginClearing ends what the main process has left behind, before anybody
@@ -136,7 +146,17 @@ func (w *worker) endedHow() string {
 		}
 		return how
 	}
-	return "exit status " + strconv.Itoa(w.status.ExitStatus())
+	how := "exit status " + strconv.Itoa(w.status.ExitStatus())
+	if w.daemonized() {
+		how += ", with processes left behind: it went into the background; start it in the foreground (nginx: -g 'daemon off;')"
+	}
+	return how
+}
+
+// daemonized tells whether the main process looks like the parent of a daemon,
+// which leaves when that is up.
+func (w *worker) daemonized() bool {
+	return w.orphaned && !w.asked && w.status.Exited() && w.status.ExitStatus() == 0
 }
 
 // exitCode is what `run` exits with if this worker's end is its end.
@@ -160,9 +180,6 @@ func (w *worker) startFailure() error {
 		return errors.New(w.ready.failed)
 	}
 	err := fmt.Errorf("the worker (pid %d) ended before it was ready: %s", w.pid, w.endedHow())
-	if w.orphaned && w.status.ExitStatus() == 0 {
-		err = fmt.Errorf("%w, and left processes behind: it went into the background; start it in the foreground (nginx: -g 'daemon off;')", err)
-	}
 	if w.own.refused != "" {
 		err = fmt.Errorf("%w; %s", err, w.own.refused)
 	}
@@ -196,6 +213,11 @@ func (w *worker) wasCut() bool {
 func (s *Supervisor) crashed(w *worker) {
 	sl := w.slot
 	s.resteer()
+	if w.daemonized() && w.number == 1 && sl.restarts == 0 {
+		s.exit = Exit{Code: 1, Err: fmt.Errorf("the worker (pid %d) has left: %s", w.pid, w.endedHow())}
+		s.happenBecause(evGaveUp, "the worker went into the background")
+		return
+	}
 	failed := w.execErr != nil || exitStatus(w.status) != 0 || w.ready.failed != ""
 	tooMany := failed && s.failures.add(time.Now())
 	if tooMany || s.cfg.Restart == RestartNever || s.cfg.Restart == RestartOnFailure && !failed {

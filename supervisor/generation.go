@@ -35,6 +35,7 @@ type generation struct {
 type slot struct {
 	gen      *generation
 	members  []*fdpass.Member
+	taken    []*fdpass.Member // those of a dead generation's slot
 	worker   *worker
 	backoff  backoff
 	startAt  time.Time // when the replacement is due; zero: none is
@@ -91,6 +92,7 @@ func (s *Supervisor) furnish(g *generation) error {
 		g.slots = append(g.slots, sl)
 		if i < len(inherited) {
 			sl.members, inherited[i].members = inherited[i].members, nil
+			sl.taken = slices.Clone(sl.members)
 			inherited[i].startAt = time.Time{}
 			continue
 		}
@@ -180,7 +182,7 @@ func (g *generation) membersOf(sock *fdpass.Socket) []*fdpass.Member {
 func (sl *slot) membersOf(sock *fdpass.Socket) []*fdpass.Member {
 	var list []*fdpass.Member
 	for _, m := range sl.members {
-		if m.Socket() == sock {
+		if m.Socket() == sock && sock.Listening(m) {
 			list = append(list, m)
 		}
 	}
@@ -217,7 +219,6 @@ func (s *Supervisor) workerReady(w *worker) {
 			s.log.Warn().Err(err).Msg("cannot restore the length of the queue")
 		}
 	}
-	w.dropVacant()
 	w.watchClosed()
 	switch {
 	case g == s.serving:
@@ -330,14 +331,28 @@ func (s *Supervisor) giveBack(g *generation) {
 		if i >= len(g.slots) || sl.members != nil {
 			continue
 		}
-		sl.members = g.slots[i].members
-		g.slots[i].members = nil
+		sl.members = g.slots[i].giveBack()
 		if w := g.slots[i].worker; w != nil {
 			w.heir, sl.waits = sl, true
 			continue
 		}
 		s.restartLater(sl, 0)
 	}
+}
+
+// giveBack keeps what the slot's own worker has bound beyond.
+func (sl *slot) giveBack() []*fdpass.Member {
+	back := make([]*fdpass.Member, 0, len(sl.taken))
+	var own []*fdpass.Member
+	for _, m := range sl.members {
+		if slices.Contains(sl.taken, m) {
+			back = append(back, m)
+		} else {
+			own = append(own, m)
+		}
+	}
+	sl.members = own
+	return back
 }
 
 // resteer follows a change inside the serving generation: a worker that died,

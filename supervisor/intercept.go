@@ -19,11 +19,12 @@ type interception struct {
 	listener  *intercept.Listener
 	bound     map[uint64]*boundSocket // by inode: bound, and does not listen yet
 	options   map[uint64][]fdpass.SockOption
-	claimed   map[*fdpass.Member]claim // members of the slot that the worker has
-	missed    map[*fdpass.Member]bool  // the last look found them closed
-	news      time.Time                // when it last bound something or began to listen
-	refused   string                   // why a bind was refused, in words; the last one
+	claimed   map[*fdpass.Member]claim     // members of the slot that the worker has
+	missed    map[*fdpass.Member]time.Time // since when nobody has them
+	news      time.Time                    // when it last bound something or began to listen
+	refused   string                       // why a bind was refused, in words; the last one
 	explained time.Time
+	waited    bool      // it was said that addresses are waited for
 	escaped   bool      // something could not be held, and that was said
 	forgot    time.Time // when closed ones were taken out of bound, last
 	looked    time.Time // when its descriptors were, last
@@ -31,13 +32,13 @@ type interception struct {
 
 // claim is how a worker came by a member.
 type claim struct {
-	reusePort bool // it has asked for SO_REUSEPORT itself
 	inherited bool // the member was there before the worker
 }
 
 // boundSocket is a worker's socket between bind(2) and listen(2).
 type boundSocket struct {
 	binding    fdpass.Binding
+	reuseAddr  bool // what the worker has asked for itself
 	reusePort  bool
 	unanswered bool           // the worker was interrupted and does not know
 	standIn    int            // the master's descriptor, where that took the place of the worker's; else -1
@@ -51,7 +52,9 @@ func (s *Supervisor) traps() *intercept.Traps {
 	if !s.cfg.Intercept {
 		return nil
 	}
-	traps := intercept.Traps{Unlink: s.cfg.InterceptUnlink, Options: !intercept.Duplicates()}
+	// Where several workers make room for one path, the second takes it from
+	// the first.
+	traps := intercept.Traps{Unlink: s.cfg.InterceptUnlink || s.wanted > 1, Options: !intercept.Duplicates()}
 	for _, sock := range s.sockets {
 		how, _ := sock.How()
 		traps.Unlink = traps.Unlink || how == fdpass.Renamed
@@ -140,7 +143,7 @@ func (w *worker) called(c *intercept.Call) {
 func (w *worker) cannotSee(c *intercept.Call) {
 	_ = c.Proceed()
 	w.bypassed("cannot look into the worker's process to see what it binds (" + c.Err.Error() +
-		"): it runs as another user, hides itself, or Yama forbids it; give moult CAP_SYS_PTRACE, or use --listen")
+		"): it runs as another user, hides itself, or Yama forbids it; give moult CAP_SYS_PTRACE, start it as the same user, or use --listen")
 }
 
 // bypassed says that an address of the worker cannot be held. A start fails:
@@ -248,6 +251,6 @@ func newInterception() interception {
 		bound:   map[uint64]*boundSocket{},
 		options: map[uint64][]fdpass.SockOption{},
 		claimed: map[*fdpass.Member]claim{},
-		missed:  map[*fdpass.Member]bool{},
+		missed:  map[*fdpass.Member]time.Time{},
 	}
 }

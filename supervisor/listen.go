@@ -84,9 +84,12 @@ func (w *worker) adopt(c *intercept.Call, fd int, b fdpass.Binding, before *boun
 	fresh := sock == nil
 	reusePort := before != nil && before.reusePort
 	switch {
+	case len(w.slot.members) >= maxOwnSockets:
+		_ = syscall.Close(fd)
+		return syscall.ENOBUFS
 	case fresh:
 		sock = fdpass.Learn(b, s.options())
-	case w.occupies(sock, reusePort):
+	case !reusePort && w.listensOn(sock):
 		_ = syscall.Close(fd)
 		return syscall.EADDRINUSE
 	}
@@ -102,7 +105,7 @@ func (w *worker) adopt(c *intercept.Call, fd int, b fdpass.Binding, before *boun
 		s.learned(sock)
 		w.mustSteer(sock)
 	}
-	w.hold(m, claim{reusePort: reusePort})
+	w.hold(m, claim{})
 	s.steerTo(sock, w.slot.gen)
 	return nil
 }

@@ -40,7 +40,7 @@ type worker struct {
 	drained bool // it has been sent the drain signal
 	killed  bool // it has been sent SIGKILL
 
-	orphaned bool           // its main process has left others behind
+	orphaned bool           // its main process has left others behind that serve, or were to
 	left     []int          // of its tree, after its main process has ended
 	lastWord syscall.Signal // what those are told
 	heir     *slot          // gets the members back when it is gone

@@ -33,25 +33,27 @@ func openSocket(a fdpass.Address, cfg *Config) (*fdpass.Socket, error) {
 // refuseForeign finds listeners that another program of the same user has put
 // into the group: they would shift the indices that the program names.
 func (s *Supervisor) refuseForeign() error {
+	ours := map[uint64]bool{}
 	for _, sock := range s.sockets {
-		if err := foreignIn(sock); err != nil {
+		for _, m := range sock.Members() {
+			ours[m.Inode()] = true
+		}
+	}
+	for _, sock := range s.sockets {
+		if err := foreignIn(sock, ours); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func foreignIn(sock *fdpass.Socket) error {
+func foreignIn(sock *fdpass.Socket, ours map[uint64]bool) error {
 	if how, _ := sock.How(); how != fdpass.Steered {
 		return nil
 	}
 	listeners, err := observe.Listeners(uint16(sock.Port()))
 	if err != nil {
 		return nil // cannot be seen here; steering itself works
-	}
-	ours := map[uint64]bool{}
-	for _, m := range sock.Members() {
-		ours[m.Inode()] = true
 	}
 	for _, l := range listeners {
 		if !ours[l.Inode] && sameAddress(l, sock, listeners) {

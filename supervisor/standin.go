@@ -79,7 +79,7 @@ func (w *worker) bindStandIn(c *intercept.Call, own *ownSocket, b fdpass.Binding
 	if err := syscall.SetsockoptInt(own.fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1); err != nil {
 		return err
 	}
-	if err := fdpass.Learn(b, w.master.options()).BindOwn(own.fd, b); err != nil {
+	if err := fdpass.Learn(b, w.master.options()).BindOwn(own.fd, b, false); err != nil {
 		return err
 	}
 	return w.replace(c, own)

@@ -188,7 +188,7 @@ func (s *Supervisor) busy() bool {
 		return true
 	}
 	for _, sl := range s.serving.slots {
-		if sl.worker == nil || sl.worker.state != serving {
+		if sl.worker == nil || sl.worker.state != serving || !sl.worker.poll.IsZero() {
 			return true
 		}
 	}

@@ -78,9 +78,7 @@ func (t Traps) instructions(arch uint32) []bpf.Instruction {
 			p = append(p, on(uint32(oldUnlink), []bpf.Instruction{stop})...)
 		}
 	}
-	if t.Options {
-		p = append(p, on(unix.SYS_SETSOCKOPT, stopOptions())...)
-	}
+	p = append(p, on(unix.SYS_SETSOCKOPT, t.stopOptions())...)
 	return append(p, allow)
 }
 
@@ -138,8 +136,21 @@ func stopUnlinkat() []bpf.Instruction {
 	}
 }
 
-func stopOptions() []bpf.Instruction {
-	var p []bpf.Instruction
+// stopOptions also keeps the program that steers connections in force: whoever
+// attaches one of its own to a group believes that it has.
+func (t Traps) stopOptions() []bpf.Instruction {
+	p := []bpf.Instruction{argument(2)}
+	for _, o := range []uint32{unix.SO_ATTACH_REUSEPORT_CBPF, unix.SO_ATTACH_REUSEPORT_EBPF, unix.SO_DETACH_REUSEPORT_BPF} {
+		p = append(p, on(o, []bpf.Instruction{
+			argument(1),
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.SOL_SOCKET, SkipFalse: 1},
+			bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO}, // of 0, which is success
+			allow,
+		})...)
+	}
+	if !t.Options {
+		return append(p, allow)
+	}
 	for _, r := range recorded {
 		p = append(p, argument(1))
 		p = append(p, on(uint32(r.level), stopOneOf(r.options))...)

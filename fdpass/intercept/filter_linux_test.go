@@ -10,9 +10,10 @@ import (
 )
 
 const (
-	allowed  = unix.SECCOMP_RET_ALLOW
-	notified = unix.SECCOMP_RET_USER_NOTIF
-	refused  = unix.SECCOMP_RET_ERRNO | int(unix.EPROTONOSUPPORT)
+	allowed   = unix.SECCOMP_RET_ALLOW
+	notified  = unix.SECCOMP_RET_USER_NOTIF
+	refused   = unix.SECCOMP_RET_ERRNO | int(unix.EPROTONOSUPPORT)
+	pretended = unix.SECCOMP_RET_ERRNO
 )
 
 // seccompData is what the filter sees. The machine that runs it in the test
@@ -79,6 +80,9 @@ func TestFilter(t *testing.T) {
 		{"keep-alive", all, native, unix.SYS_SETSOCKOPT, []uint32{3, unix.SOL_SOCKET, unix.SO_KEEPALIVE}, allowed},
 		{"number of another level", all, native, unix.SYS_SETSOCKOPT, []uint32{3, unix.SOL_SOCKET, unix.IPV6_V6ONLY}, allowed},
 		{"unknown level", all, native, unix.SYS_SETSOCKOPT, []uint32{3, 999, unix.SO_REUSEPORT}, allowed},
+		{"steering", none, native, unix.SYS_SETSOCKOPT, []uint32{3, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF}, pretended},
+		{"steering by eBPF", all, native, unix.SYS_SETSOCKOPT, []uint32{3, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_EBPF}, pretended},
+		{"its number of another level", all, native, unix.SYS_SETSOCKOPT, []uint32{3, unix.IPPROTO_TCP, unix.SO_ATTACH_REUSEPORT_CBPF}, allowed},
 		{"reuseport untrapped", Traps{Unlink: true}, native, unix.SYS_SETSOCKOPT, []uint32{3, unix.SOL_SOCKET, unix.SO_REUSEPORT}, allowed},
 	}
 	for _, test := range tests {

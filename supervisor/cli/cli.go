@@ -114,10 +114,10 @@ func report(w io.Writer, err error) int {
 	var exit *supervisor.Exit
 	var wrong usageError
 	switch {
+	case errors.As(err, &wrong): // of check, where run would end with an Exit
+		code = exitUsage
 	case errors.As(err, &exit):
 		code = exit.Code
-	case errors.As(err, &wrong):
-		code = exitUsage
 	}
 	if message := err.Error(); message != "" {
 		fmt.Fprintln(w, "moult: "+strings.TrimSpace(message))
