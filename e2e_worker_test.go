@@ -63,6 +63,9 @@ func playWorker(name string, options []string) {
 		becomeShellCommand(strings.Join(options, " "))
 	}
 	recordInheritance()
+	if name == "binds" {
+		bindAndServe(options)
+	}
 	play, known := workers[name]
 	if !known {
 		fail("unknown worker %q", name)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"unsafe"
 
@@ -64,6 +65,7 @@ func InspectSocket(fd int) (WorkerSocket, error) {
 	default:
 		return w, nil
 	}
+	w.Elsewhere = namespaceOf(fd) != ownNamespace()
 	w.IPv6 = domain == unix.AF_INET6
 	w.V6Only = w.IPv6 && option(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY) == 1
 	w.ReuseAddr = option(unix.SOL_SOCKET, unix.SO_REUSEADDR) == 1
@@ -103,6 +105,22 @@ func localAddress(fd int) (netip.AddrPort, error) {
 	}
 	return netip.AddrPort{}, fmt.Errorf("a socket of family %T has no port", sa)
 }
+
+// namespaceOf names the network namespace of a socket, which is that of the thread
+// that made it, whoever has it by now; 0 before Linux 5.14, which does not tell.
+func namespaceOf(fd int) uint64 {
+	cookie, _ := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	return cookie
+}
+
+var ownNamespace = sync.OnceValue(func() uint64 {
+	fd, err := newSocket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return 0
+	}
+	defer closeDescriptor(fd)
+	return namespaceOf(fd)
+})
 
 // V6OnlyByDefault tells whether new IPv6 sockets take no IPv4.
 func V6OnlyByDefault() bool {
@@ -201,7 +219,7 @@ func (s *Socket) BindOwn(fd int, b Binding, join bool) error {
 }
 
 // bindFirstOwn turns the option on afterwards, for those that join before this
-// one listens. SO_REUSEADDR lets it listen beside them (listenFirst). A worker
+// one listens, as SO_REUSEADDR lets it listen beside them (listenFirst). A worker
 // that is refused finds its socket as it was, and may try another address.
 func (s *Socket) bindFirstOwn(fd int, sa syscall.Sockaddr) error {
 	asked, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT)
@@ -211,7 +229,7 @@ func (s *Socket) bindFirstOwn(fd int, sa syscall.Sockaddr) error {
 	bind := func() error { return syscall.Bind(fd, sa) }
 	switch {
 	case s.network == "tcp":
-		err = inTurn(reuseAddr(fd), reusePort(fd, 0), bind, reusePort(fd, 1))
+		err = inTurn(reusePort(fd, 0), bind, reusePort(fd, 1), reuseAddr(fd))
 	case s.mayGroup():
 		// Whoever joins later finds the program in force, as in listenFirst.
 		// A socket that has one cannot join others any more, so that the
@@ -314,6 +332,8 @@ func (s *Socket) Adopt(fd, gen, backlog int) (*Member, error) {
 		err = s.adoptNext(m)
 	}
 	if err != nil {
+		s.stopServing(m)
+		s.remove(m)
 		closeDescriptor(fd)
 		return nil, err
 	}

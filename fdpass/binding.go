@@ -96,6 +96,7 @@ type WorkerSocket struct {
 	Device    int
 	Local     netip.AddrPort // port 0: not bound
 	Name      []byte         // unix: the sockaddr that it is bound to
+	Elsewhere bool           // in another network namespace than the master's sockets
 	Client    bool           // it will connect, not listen (IP_BIND_ADDRESS_NO_PORT)
 }
 

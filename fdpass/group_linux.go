@@ -337,10 +337,19 @@ func (s *Socket) attach(serving []*Member) error {
 			rules = append(rules, probeRule{from: p.from, index: i})
 		}
 	}
+	program := steeringProgram(indices, rules)
 	if s.network == "udp" {
-		return attach(s.members[0].fd, datagramProgram(indices))
+		program = datagramProgram(indices)
 	}
-	return attachProgram(s.members[0].fd, indices, rules)
+	// The program is the group's, and any member's descriptor will do. A
+	// worker may have locked its own (SO_LOCK_FILTER).
+	var err error
+	for _, m := range s.members {
+		if err = attach(m.fd, program); !errors.Is(err, unix.EPERM) {
+			return err
+		}
+	}
+	return err
 }
 
 func attachProgram(fd int, indices []int, rules []probeRule) error {

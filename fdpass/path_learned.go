@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -38,6 +40,20 @@ func LearnPath(path string, opt Options) *Socket {
 		s.how, s.why = Shared, "abstract names cannot be renamed"
 	}
 	return s
+}
+
+// HasName tells whether one of the names of a unix path's sockets ends in base.
+func (s *Socket) HasName(base string) bool {
+	if !s.IsUnix() {
+		return false
+	}
+	is := func(name string) bool { return filepath.Base(name) == base }
+	for _, p := range s.pending {
+		if is(p.path) {
+			return true
+		}
+	}
+	return is(s.addr.Path) || slices.ContainsFunc(s.members, func(m *Member) bool { return is(m.path) })
 }
 
 // Shows tells whether a directory entry, of which info is the Lstat, leads to

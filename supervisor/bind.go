@@ -23,11 +23,11 @@ const maxOwnSockets = 1024
 // thread stopped: what the program writes there afterwards changes nothing.
 func (w *worker) bind(c *intercept.Call) {
 	own, ours := w.take(c)
+	defer own.close()
 	if !ours {
 		_ = c.Proceed()
 		return
 	}
-	defer own.close()
 	switch own.Network {
 	case "tcp", "udp":
 		w.bindInet(c, own)
@@ -74,10 +74,11 @@ func (w *worker) bindNew(c *intercept.Call, own *ownSocket, sock *fdpass.Socket,
 	join := false
 	switch {
 	case w.ownSockets() >= maxOwnSockets:
-		w.own.refused = fmt.Sprintf("moult holds no more than %d sockets of one worker", maxOwnSockets)
+		w.refuse(tooManySockets)
 		return syscall.ENOBUFS
 	case sock == nil:
 		if !mayBind(c, b) {
+			w.refuse(fmt.Sprintf("port %d is below net.ipv4.ip_unprivileged_port_start, and the server lacks CAP_NET_BIND_SERVICE; declare the address: --listen %s --intercept", b.Addr.Port(), b))
 			return syscall.EACCES
 		}
 		sock = fdpass.Learn(b, w.master.options())
@@ -114,8 +115,7 @@ func (w *worker) bindNew(c *intercept.Call, own *ownSocket, sock *fdpass.Socket,
 		return err
 	}
 	if own.standIn {
-		bound.standIn = own.keep()
-		w.watchClosed()
+		w.keepStandIn(own, bound)
 	}
 	w.own.bound[own.Inode] = bound
 	bound.unanswered = !w.answer(c, nil)
@@ -165,7 +165,7 @@ func (w *worker) isService(b fdpass.Binding) bool {
 		return true
 	}
 	port := int(b.Addr.Port())
-	return port < first || port > last
+	return port != 0 && (port < first || port > last)
 }
 
 // bindUnlearned lets the kernel choose a port, and notes what was asked for.
@@ -312,7 +312,13 @@ func (w *worker) ownSockets() int {
 	if len(w.own.bound) >= maxOwnSockets/2 {
 		w.forgetNowAndThen()
 	}
-	return len(w.own.bound) + len(w.slot.members)
+	n := len(w.slot.members)
+	for _, b := range w.own.bound {
+		if b.path != nil || b.binding.Addr.Port() != 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // forgetNowAndThen bounds what a worker can make the master do.
@@ -355,22 +361,33 @@ func mayBind(c *intercept.Call, b fdpass.Binding) bool {
 	return int(b.Addr.Port()) >= first || c.MayBindLowPorts()
 }
 
-// explain remembers in words why an address could not be had.
+// explain says why an address that is in use could not be had.
 func (w *worker) explain(err error, b fdpass.Binding) {
 	const often = time.Second // who has it is looked for in all of /proc
-	now := time.Now()
-	if !errors.Is(err, syscall.EADDRINUSE) || now.Sub(w.own.explained) < often {
+	if !errors.Is(err, syscall.EADDRINUSE) || time.Since(w.own.explained) < often {
 		return
 	}
-	w.own.explained = now
-	w.own.refused = fmt.Sprintf("%s is in use", b)
+	reason := fmt.Sprintf("%s is in use", b)
 	if sock := w.master.overlapping(b); sock != nil {
-		w.own.refused = fmt.Sprintf("it asks for %s, which overlaps %s, held by moult: an address has to keep its form from one generation to the next", b.Form(), formOf(sock))
+		reason = fmt.Sprintf("it asks for %s, which overlaps %s, held by moult: an address has to keep its form from one generation to the next", b.Form(), formOf(sock))
 	} else if who := holderOf(b); who != "" {
-		w.own.refused = fmt.Sprintf("%s is in use%s", b, who)
+		reason += who
 	}
-	w.master.log.Warn().Int("generation", w.number).Int("pid", w.pid).Str("reason", w.own.refused).Msg("a bind was refused")
+	w.refuse(reason)
 }
+
+// refuse says why a worker's call fails, and remembers it for the case that the
+// start fails with it.
+func (w *worker) refuse(reason string) {
+	w.own.refused, w.own.explained = reason, time.Now()
+	if reason == w.own.said {
+		return
+	}
+	w.own.said = reason
+	w.master.log.Warn().Int("generation", w.number).Int("pid", w.pid).Str("reason", reason).Msg("a bind was refused")
+}
+
+var tooManySockets = fmt.Sprintf("moult holds no more than %d sockets of one worker", maxOwnSockets)
 
 func formOf(sock *fdpass.Socket) string {
 	at, _ := sock.Binding()

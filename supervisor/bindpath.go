@@ -3,6 +3,8 @@ package supervisor
 import (
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -102,7 +104,7 @@ func (w *worker) bindNewPath(c *intercept.Call, own *ownSocket, path string, soc
 		if err := w.replace(c, own); err != nil {
 			return err
 		}
-		bound.standIn = own.keep()
+		w.keepStandIn(own, bound)
 	}
 	w.own.bound[own.Inode] = bound
 	bound.unanswered = !w.answer(c, nil)
@@ -184,11 +186,17 @@ func (w *worker) adoptPath(c *intercept.Call, fd int, bound *boundSocket) error 
 	return nil
 }
 
+// hasName spares all other files a look, which may take long where they are far
+// away.
+func (s *Supervisor) hasName(base string) bool {
+	return slices.ContainsFunc(s.sockets, func(sock *fdpass.Socket) bool { return sock.HasName(base) })
+}
+
 // unlink pretends to remove a path that leads to one of our sockets: a server
 // that makes room for its own, or that leaves, would take the name from the
 // generation that serves.
 func (w *worker) unlink(c *intercept.Call) {
-	if c.SharesFiles() {
+	if w.master.hasName(filepath.Base(c.Path)) && c.SharesFiles() {
 		if info, err := fdpass.LeadsTo(c.TID, c.FD, c.Path); err == nil {
 			for _, sock := range w.master.sockets {
 				if sock.IsUnix() && sock.Shows(info) {

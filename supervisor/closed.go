@@ -54,11 +54,20 @@ func (w *worker) watchClosed() {
 		return
 	}
 	now := time.Now()
-	if now.Sub(w.own.news) < closedFor {
+	if now.Sub(w.own.watched) < closedFor {
 		w.poll = now.Add(closedEvery)
 	}
 	if expected := w.expected(); now.Before(expected) && w.hasVacant() {
 		w.poll = earlier(w.poll, expected)
+	}
+}
+
+// lookAgain is for when it matters what a worker still has: a new generation
+// would be given time to bind what the old one has closed long ago.
+func (s *Supervisor) lookAgain() {
+	for _, w := range s.workers() {
+		w.own.watched = time.Now()
+		w.watchClosed()
 	}
 }
 

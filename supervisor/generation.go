@@ -54,6 +54,7 @@ func (s *Supervisor) startGeneration() {
 	}
 	g.kept, s.rollback = s.rollback, nil
 	s.next = g
+	s.lookAgain()
 	s.upgradeStarted(g)
 	if err := s.furnish(g); err != nil {
 		s.fail(g, err, 1)

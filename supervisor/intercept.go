@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"errors"
+	"io"
 	"os"
 	"slices"
 	"syscall"
@@ -22,7 +23,9 @@ type interception struct {
 	claimed   map[*fdpass.Member]claim     // members of the slot that the worker has
 	missed    map[*fdpass.Member]time.Time // since when nobody has them
 	news      time.Time                    // when it last bound something or began to listen
+	watched   time.Time                    // since when it is looked whether it has closed something
 	refused   string                       // why a bind was refused, in words; the last one
+	said      string                       // the reason that was logged last
 	explained time.Time
 	waited    bool      // it was said that addresses are waited for
 	escaped   bool      // something could not be held, and that was said
@@ -86,6 +89,10 @@ func (w *worker) listenTo(f *os.File) {
 		for {
 			call, err := l.Next()
 			if err != nil {
+				if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
+					w.master.log.Error().Err(err).Int("generation", w.number).Msg("cannot hear any more what the worker binds: it is told ENOSYS")
+				}
+				_ = l.Close()
 				return
 			}
 			if !w.master.send(func() { w.called(call) }) {
@@ -178,13 +185,14 @@ func (o *ownSocket) keep() int {
 }
 
 func (o *ownSocket) close() {
-	if o.fd >= 0 {
+	if o != nil && o.fd >= 0 {
 		_ = syscall.Close(o.fd)
 	}
 }
 
-// take looks at the socket of a call. It is false where the call is none of
-// ours, and may proceed.
+// take looks at the socket of a call, which the caller closes. It is false where
+// the call is none of ours, and may proceed: what is to be bound in another
+// network namespace is a matter of that.
 func (w *worker) take(c *intercept.Call) (*ownSocket, bool) {
 	fd, err := c.Duplicate()
 	switch {
@@ -194,11 +202,11 @@ func (w *worker) take(c *intercept.Call) (*ownSocket, bool) {
 			_ = syscall.Close(fd)
 			return nil, false
 		}
-		return &ownSocket{WorkerSocket: ws, fd: fd}, true
-	case errors.Is(err, intercept.ErrGone), errors.Is(err, syscall.EBADF):
-		return nil, false
+		return &ownSocket{WorkerSocket: ws, fd: fd}, !ws.Elsewhere
+	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES), errors.Is(err, syscall.ENOSYS):
+		return w.takeByLook(c)
 	}
-	return w.takeByLook(c)
+	return nil, false
 }
 
 // takeByLook is for where no duplicate can be had (Docker's default profile

@@ -33,11 +33,11 @@ func (w *worker) listen(c *intercept.Call) {
 		return
 	}
 	own, ours := w.take(c)
+	defer own.close()
 	if !ours {
 		_ = c.Proceed()
 		return
 	}
-	defer own.close()
 	switch {
 	case own.standIn && bound != nil && bound.chosen.Addr.IsValid():
 		w.answer(c, w.listenOnChosen(c, own, bound))
@@ -45,12 +45,20 @@ func (w *worker) listen(c *intercept.Call) {
 		_ = c.Proceed()
 	case own.Network == "unix":
 		w.listenPath(c, own)
-	case own.Network == "tcp" && own.Local.Port() != 0 && c.SharesNetwork():
+	case own.Network == "tcp" && own.Local.Port() != 0 && c.SharesNetwork() && w.mayLearn(c, own.Bound(), bound):
 		delete(w.own.bound, inode)
 		w.answer(c, w.adopt(c, own.keep(), own.Bound(), bound))
 	default:
 		_ = c.Proceed()
 	}
+}
+
+// mayLearn keeps an address that did not pass mayBind from being learned, and so
+// from being bound for whoever asks: the socket may have been bound by another
+// process, with other rights.
+func (w *worker) mayLearn(c *intercept.Call, b fdpass.Binding, before *boundSocket) bool {
+	checked := before != nil && before.binding == b
+	return checked || w.master.socketAt(b) != nil || mayBind(c, b)
 }
 
 // memberBy finds the member of the slot with this inode.
@@ -133,6 +141,7 @@ func (w *worker) hold(m *fdpass.Member, how claim) {
 func (w *worker) has(m *fdpass.Member, how claim) {
 	w.own.claimed[m] = how
 	w.own.news = time.Now()
+	w.own.watched = w.own.news
 	if w.state == starting {
 		w.ready.check(m)
 		w.pollSoon(time.Now())

@@ -81,12 +81,29 @@ func (c *acceptCheck) close() {
 // a worker that has only just been forked shows nothing yet.
 const probeAfter = 100 * time.Millisecond
 
-// look asks /proc first, and where that does not tell, the socket itself.
-func (c *acceptCheck) look(pids []int, age time.Duration) {
-	if c.seen {
+// lookAccepting asks /proc once for all members that the worker has not been seen
+// accepting on: one that has bound a thousand has them all in its one table.
+func (w *worker) lookAccepting(now time.Time) {
+	var unseen []*acceptCheck
+	var inodes []uint64
+	for _, c := range w.ready.checks {
+		if !c.seen {
+			unseen, inodes = append(unseen, c), append(inodes, c.member.Inode())
+		}
+	}
+	if len(unseen) == 0 {
 		return
 	}
-	switch observe.Accepting(pids, c.member.Inode()) {
+	answers := observe.Accepting(w.tree(), inodes)
+	for _, c := range unseen {
+		c.look(answers[c.member.Inode()], now.Sub(w.forked))
+	}
+}
+
+// look takes in what /proc says, and where that does not tell, asks the socket
+// itself.
+func (c *acceptCheck) look(accepting observe.Verdict, age time.Duration) {
+	switch accepting {
 	case observe.Yes:
 		c.seen = true
 	case observe.Unknown:
@@ -136,10 +153,7 @@ func (w *worker) lookReady(now time.Time) {
 		return
 	}
 	if r.how != ReadyNotify {
-		pids := w.tree()
-		for _, c := range r.checks {
-			c.look(pids, now.Sub(w.forked))
-		}
+		w.lookAccepting(now)
 	}
 	if by, ok := r.verdict(w.expectsNotify()); ok && !w.patient(now) {
 		w.becomeReady(by, now)

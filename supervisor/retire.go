@@ -106,7 +106,11 @@ func (s *Supervisor) ownSocket(m *fdpass.Member) bool {
 // release gives a slot's members back; nothing of it is left.
 func (s *Supervisor) release(sl *slot) {
 	for _, m := range sl.members {
-		m.Socket().Leave(m)
+		sock := m.Socket()
+		if waiting, _ := observe.Queue(m.Descriptor()); waiting > 0 && sock.Learned() && sock.Serving(m) && s.phase < phaseStopping {
+			s.log.Warn().Int("generation", sl.gen.number).Str("address", sock.Bound()).Int("connections", waiting).Msg("lost: they waited where the new program does not listen")
+		}
+		sock.Leave(m)
 	}
 	sl.members = nil
 	s.dropUnused()

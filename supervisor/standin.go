@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"syscall"
+	"time"
 
 	"github.com/moult/moult/fdpass"
 	"github.com/moult/moult/fdpass/intercept"
@@ -41,6 +42,14 @@ func (w *worker) replace(c *intercept.Call, own *ownSocket) error {
 	}
 	own.Inode = ws.Inode
 	return nil
+}
+
+// keepStandIn keeps the master's descriptor until the worker listens, or until
+// it is seen that it does not.
+func (w *worker) keepStandIn(own *ownSocket, bound *boundSocket) {
+	bound.standIn = own.keep()
+	w.own.watched = time.Now()
+	w.watchClosed()
 }
 
 // bindAnyPort lets the kernel choose the port of a stand-in. The master keeps

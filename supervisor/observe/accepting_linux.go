@@ -3,67 +3,106 @@ package observe
 import (
 	"bytes"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
-// table is what matters of a process's descriptors when asking who accepts.
-type table struct {
-	held   []int // descriptors of the socket in question
+// look is one pass over one process that may accept on several sockets.
+type look struct {
+	pid    int
+	held   map[int]uint64      // its descriptors of the sockets in question: inodes
+	unseen map[uint64]struct{} // of those inodes, the ones not seen accepting yet
 	epolls []int
 	ring   bool // holds an io_uring
+	unsure bool // something that could tell was withheld
 }
 
-func readTable(pid int, inode uint64) (t table, complete bool) {
+// readTable looks for the sockets that open has as keys.
+func readTable(pid int, open map[uint64]Verdict) (l look, complete bool) {
+	l = look{pid: pid, held: map[int]uint64{}, unseen: map[uint64]struct{}{}}
 	complete = walkDescriptors(pid, func(fd int, target []byte) {
 		switch string(target) {
 		case "anon_inode:[eventpoll]":
-			t.epolls = append(t.epolls, fd)
+			l.epolls = append(l.epolls, fd)
 		case "anon_inode:[io_uring]":
-			t.ring = true
+			l.ring = true
 		default:
-			if held, ok := socketInode(target); ok && held == inode {
-				t.held = append(t.held, fd)
+			if inode, ok := socketInode(target); ok {
+				l.hold(fd, inode, open)
 			}
 		}
 	})
-	return t, complete
+	return l, complete
 }
 
-// accepts asks one process. Only one that holds the socket itself can accept: an
-// epoll instance goes on watching a socket that its process has closed for as
-// long as another process, the master for one, holds a duplicate.
-func accepts(pid int, inode uint64) Verdict {
-	t, complete := readTable(pid, inode)
-	answer := No
+func (l *look) hold(fd int, inode uint64, open map[uint64]Verdict) {
+	if _, asked := open[inode]; asked {
+		l.held[fd] = inode
+		l.unseen[inode] = struct{}{}
+	}
+}
+
+// accepts asks one process about all sockets in open, the keys of which are
+// inodes: those that it accepts on leave the map, and No becomes Unknown where it
+// does not tell. Only a process that holds a socket itself can accept: an epoll
+// instance goes on watching one that its process has closed for as long as
+// another process, the master for one, holds a duplicate.
+func accepts(pid int, open map[uint64]Verdict) {
+	l, complete := readTable(pid, open)
 	if !complete {
-		answer = Unknown
-	}
-	if len(t.held) == 0 {
-		return answer
-	}
-	if t.ring {
-		answer = Unknown
-	}
-	for _, fd := range t.epolls {
-		answer = answer.or(watches(pid, fd, inode))
-		if answer == Yes {
-			return Yes
+		for inode := range open {
+			open[inode] = Unknown
 		}
 	}
-	return answer.or(threadsWait(pid, t.held))
+	l.unsure = l.ring
+	l.askEpolls()
+	l.askThreads()
+	for _, inode := range l.held {
+		if _, unseen := l.unseen[inode]; !unseen {
+			delete(open, inode)
+		} else if l.unsure {
+			open[inode] = Unknown
+		}
+	}
 }
 
-// watches tells whether an epoll descriptor has the socket registered for input.
-func watches(pid, epoll int, inode uint64) Verdict {
-	text, err := readFile(procPath(pid, "fdinfo/"+strconv.Itoa(epoll)), make([]byte, 0, 8192))
+// over tells whether nothing is left to be found in this process.
+func (l *look) over() bool { return len(l.unseen) == 0 }
+
+// saw notes that one of the process's own descriptors is waited on.
+func (l *look) saw(fd int) {
+	if inode, held := l.held[fd]; held {
+		delete(l.unseen, inode)
+	}
+}
+
+// withheld notes a file of the process that could not be read: what has ended
+// waits for nothing, what refuses says nothing.
+func (l *look) withheld(err error) {
+	l.unsure = l.unsure || err != unix.ENOENT && !gone(l.pid)
+}
+
+func (l *look) askEpolls() {
+	for _, fd := range l.epolls {
+		if l.over() {
+			return
+		}
+		l.askEpoll(fd)
+	}
+}
+
+// askEpoll finds the sockets that an epoll descriptor has registered for input.
+func (l *look) askEpoll(epoll int) {
+	text, err := readFile(procPath(l.pid, "fdinfo/"+strconv.Itoa(epoll)), make([]byte, 0, 8192))
 	if err != nil {
-		return verdictOnFailure(err, pid)
+		l.withheld(err)
+		return
 	}
 	for line := range bytes.Lines(text) {
-		if watched, events := parseWatch(line); watched == inode && events&inputEvents != 0 {
-			return Yes
+		if inode, events := parseWatch(line); events&inputEvents != 0 {
+			delete(l.unseen, inode)
 		}
 	}
-	return No
 }
 
 // inputEvents are EPOLLIN and EPOLLRDNORM, which have the numbers of POLLIN and

@@ -14,6 +14,20 @@ import (
 
 func addressOf[T any](v *T) unsafe.Pointer { return unsafe.Pointer(v) }
 
+// acceptsOn asks for one socket and one process.
+func acceptsOn(pid int, inode uint64) Verdict {
+	return Accepting([]int{pid}, []uint64{inode})[inode]
+}
+
+func allAre(want Verdict, answers map[uint64]Verdict) bool {
+	for _, v := range answers {
+		if v != want {
+			return false
+		}
+	}
+	return true
+}
+
 func TestAccepting(t *testing.T) {
 	for _, name := range []string{"epoll", "accept", "poll", "ppoll", "select", "pselect"} {
 		t.Run(name, func(t *testing.T) {
@@ -21,12 +35,12 @@ func TestAccepting(t *testing.T) {
 			other, _ := listenTCP(t)
 			w := start(t, name, fd)
 			eventually(t, "the worker accepts", func() bool {
-				return Accepting([]int{w.pid}, inodeOf(t, fd)) == Yes
+				return acceptsOn(w.pid, inodeOf(t, fd)) == Yes
 			})
-			if v := Accepting([]int{w.pid}, inodeOf(t, other)); v != No {
+			if v := acceptsOn(w.pid, inodeOf(t, other)); v != No {
 				t.Errorf("on another socket: %v", v)
 			}
-			if v := Accepting([]int{os.Getpid()}, inodeOf(t, fd)); v != No {
+			if v := acceptsOn(os.Getpid(), inodeOf(t, fd)); v != No {
 				t.Errorf("by the holder that does not accept: %v", v)
 			}
 		})
@@ -37,8 +51,60 @@ func TestAcceptingDatagrams(t *testing.T) {
 	fd := listen(t, &unix.SockaddrInet4{Addr: loopback}, unix.SOCK_DGRAM)
 	w := start(t, "recv", fd)
 	eventually(t, "the worker receives", func() bool {
-		return Accepting([]int{w.pid}, inodeOf(t, fd)) == Yes
+		return acceptsOn(w.pid, inodeOf(t, fd)) == Yes
 	})
+}
+
+// Of many sockets in one process each has its own answer: of "-but-last" the
+// helper has the last one too, and does nothing with it.
+func TestAcceptingOnMany(t *testing.T) {
+	for _, name := range []string{"epoll-but-last", "poll-but-last", "select-but-last", "accept-but-last"} {
+		t.Run(name, func(t *testing.T) {
+			fds, inodes := listenMany(t, 70) // more than one word of a select's set
+			stranger, _ := listenTCP(t)
+			w := startWith(t, name, fds)
+			last := inodes[len(inodes)-1]
+			eventually(t, "the worker accepts on all but the last", func() bool {
+				return allAre(Yes, Accepting([]int{w.pid}, inodes[:len(inodes)-1]))
+			})
+			all := append(inodes, inodeOf(t, stranger), inodes[0])
+			answers := Accepting([]int{os.Getpid(), w.pid}, all)
+			if len(answers) != len(all)-1 {
+				t.Errorf("%d answers for %d sockets", len(answers), len(all)-1)
+			}
+			for inode, v := range answers {
+				if want := verdict(inode != last && inode != inodeOf(t, stranger)); v != want {
+					t.Errorf("on inode %d of %d: %v, want %v", inode, inodes, v, want)
+				}
+			}
+		})
+	}
+}
+
+// Two processes that have a socket each, and a third that has both and hides
+// what it does by a ring: one Yes settles the matter, in whichever order.
+func TestAcceptingByOneOfSeveral(t *testing.T) {
+	fds, inodes := listenMany(t, 2)
+	first, ring := start(t, "accept", fds[0]), startWith(t, "ring", fds)
+	eventually(t, "the first worker accepts", func() bool { return acceptsOn(first.pid, inodes[0]) == Yes })
+	if !ring.holdsRing(t) {
+		t.Skip("no io_uring here")
+	}
+	for _, pids := range [][]int{{first.pid, ring.pid}, {ring.pid, first.pid}} {
+		answers := Accepting(pids, inodes)
+		if answers[inodes[0]] != Yes || answers[inodes[1]] != Unknown {
+			t.Errorf("got %v, want %d yes and %d unknown", answers, inodes[0], inodes[1])
+		}
+	}
+}
+
+func TestAcceptingOfNobodyAndNothing(t *testing.T) {
+	if v := Accepting(nil, []uint64{7}); len(v) != 1 || v[7] != No {
+		t.Errorf("by nobody: %v", v)
+	}
+	if v := Accepting([]int{os.Getpid()}, nil); len(v) != 0 {
+		t.Errorf("on nothing: %v", v)
+	}
 }
 
 func TestNotAccepting(t *testing.T) {
@@ -54,7 +120,7 @@ func TestNotAccepting(t *testing.T) {
 			w := start(t, name, fd)
 			eventually(t, "the helper is where it stays", func() bool { return arrived(w) })
 			for range 20 {
-				if v := Accepting([]int{w.pid}, inodeOf(t, fd)); v != No {
+				if v := acceptsOn(w.pid, inodeOf(t, fd)); v != No {
 					t.Fatalf("got %v", v)
 				}
 			}
@@ -79,12 +145,12 @@ func TestAcceptingInGrandchild(t *testing.T) {
 	child, err := strconv.Atoi(w.line(t))
 	check(t, err)
 	eventually(t, "somebody of the tree accepts", func() bool {
-		return Accepting(Tree(w.pid), inodeOf(t, fd)) == Yes
+		return allAre(Yes, Accepting(Tree(w.pid), []uint64{inodeOf(t, fd)}))
 	})
-	if v := Accepting([]int{w.pid}, inodeOf(t, fd)); v != No {
+	if v := acceptsOn(w.pid, inodeOf(t, fd)); v != No {
 		t.Errorf("by the parent alone: %v", v)
 	}
-	if v := Accepting([]int{child}, inodeOf(t, fd)); v != Yes {
+	if v := acceptsOn(child, inodeOf(t, fd)); v != Yes {
 		t.Errorf("by the child alone: %v", v)
 	}
 }
@@ -93,7 +159,7 @@ func TestAcceptingInGrandchild(t *testing.T) {
 func TestAcceptingAfterStopAndContinue(t *testing.T) {
 	fd, _ := listenTCP(t)
 	w := start(t, "poll", fd)
-	asleep := func() bool { return Accepting([]int{w.pid}, inodeOf(t, fd)) != No }
+	asleep := func() bool { return acceptsOn(w.pid, inodeOf(t, fd)) != No }
 	eventually(t, "the worker accepts", asleep)
 	check(t, unix.Kill(w.pid, unix.SIGSTOP))
 	eventually(t, "the worker is stopped", func() bool {
@@ -107,17 +173,24 @@ func TestAcceptingAfterStopAndContinue(t *testing.T) {
 func TestAcceptingUnknownWithRing(t *testing.T) {
 	fd, _ := listenTCP(t)
 	w := start(t, "ring", fd)
-	holdsRing := func() bool {
-		table, _ := readTable(w.pid, inodeOf(t, fd))
-		return table.ring
-	}
-	eventually(t, "the helper has made or missed its ring", func() bool { return holdsRing() || gone(w.pid) })
-	if !holdsRing() {
+	if !w.holdsRing(t) {
 		t.Skip("no io_uring here")
 	}
-	if v := Accepting([]int{w.pid}, inodeOf(t, fd)); v != Unknown {
+	if v := acceptsOn(w.pid, inodeOf(t, fd)); v != Unknown {
 		t.Errorf("got %v, want unknown", v)
 	}
+}
+
+// holdsRing waits until the helper "ring" has made its ring, and is false where
+// it could not.
+func (w *worker) holdsRing(t testing.TB) bool {
+	t.Helper()
+	holds := func() bool {
+		look, _ := readTable(w.pid, nil)
+		return look.ring
+	}
+	eventually(t, "the helper has made or missed its ring", func() bool { return holds() || gone(w.pid) })
+	return holds()
 }
 
 // Descriptors of a process whose main thread has left show under the others.
@@ -162,7 +235,7 @@ func TestVanishedHoldsNothing(t *testing.T) {
 	if len(inodes) != 0 || !complete {
 		t.Errorf("inodes %v, complete %v", inodes, complete)
 	}
-	if v := Accepting([]int{w.pid}, inodeOf(t, fd)); v != No {
+	if v := acceptsOn(w.pid, inodeOf(t, fd)); v != No {
 		t.Errorf("accepting: %v", v)
 	}
 }
@@ -180,7 +253,7 @@ func playObserver() {
 		must(dropTracing())
 	}
 	inodes, complete := Inodes([]int{pid})
-	fmt.Println(Accepting([]int{pid}, inode), len(inodes), complete)
+	fmt.Println(acceptsOn(pid, inode), len(inodes), complete)
 }
 
 // dropTracing gives CAP_SYS_PTRACE up, for this thread: it is all it needs.
@@ -203,7 +276,7 @@ func TestWorkerOfAnotherUserIsUnknown(t *testing.T) {
 			fd, _ := listenTCP(t)
 			w := start(t, "accept", fd, "OBSERVE_TEST_UID=65534")
 			eventually(t, "root sees the worker accept", func() bool {
-				return Accepting([]int{w.pid}, inodeOf(t, fd)) == Yes
+				return acceptsOn(w.pid, inodeOf(t, fd)) == Yes
 			})
 			observer := start(t, "observer", -1, uid,
 				fmt.Sprint("OBSERVE_TEST_PID=", w.pid), fmt.Sprint("OBSERVE_TEST_INODE=", inodeOf(t, fd)))

@@ -13,10 +13,27 @@ func BenchmarkAccepting(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			fd, _ := listenTCP(b)
 			w := start(b, name, fd)
-			pids, inode := []int{w.pid}, inodeOf(b, fd)
-			eventually(b, "the worker accepts", func() bool { return Accepting(pids, inode) == Yes })
+			pids, inodes := []int{w.pid}, []uint64{inodeOf(b, fd)}
+			eventually(b, "the worker accepts", func() bool { return acceptsOn(w.pid, inodes[0]) == Yes })
 			for b.Loop() {
-				Accepting(pids, inode)
+				Accepting(pids, inodes)
+			}
+		})
+	}
+}
+
+// BenchmarkAcceptingMany looks at one process with 500 sockets: all of them in
+// one epoll instance, in one poll, or with a thread asleep in accept on each.
+func BenchmarkAcceptingMany(b *testing.B) {
+	for _, name := range []string{"epoll-many", "poll-many", "accept-many"} {
+		b.Run(name, func(b *testing.B) {
+			fds, inodes := listenMany(b, 500)
+			w := startWith(b, name, fds)
+			eventually(b, "the worker accepts on all", func() bool { return allAre(Yes, Accepting([]int{w.pid}, inodes)) })
+			for b.Loop() {
+				if !allAre(Yes, Accepting([]int{w.pid}, inodes)) {
+					b.Fatal("not on all")
+				}
 			}
 		})
 	}

@@ -42,6 +42,12 @@ func init() {
 	} {
 		helpers[name] = func() { playWorker(wait) }
 	}
+	for name, wait := range map[string]func(fds []int){
+		"epoll": epollOn, "poll": pollOn, "select": selectOn, "accept": acceptOn,
+	} {
+		helpers[name+"-many"] = func() { playWorker(func() { wait(given()) }) }
+		helpers[name+"-but-last"] = func() { playWorker(func() { wait(given()[:len(given())-1]) }) }
+	}
 	helpers["observer"] = playObserver
 }
 
@@ -96,6 +102,53 @@ func watch(events uint32) {
 	must(unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, passed, &unix.EpollEvent{Events: events}))
 }
 
+// given lists the descriptors that startWith has passed on.
+func given() []int {
+	count, err := strconv.Atoi(os.Getenv("OBSERVE_TEST_SOCKETS"))
+	must(err)
+	fds := make([]int, count)
+	for i := range fds {
+		fds[i] = passed + i
+	}
+	return fds
+}
+
+func epollOn(fds []int) {
+	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	must(err)
+	for _, fd := range fds {
+		must(unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN}))
+	}
+	select {}
+}
+
+func pollOn(fds []int) {
+	var set []unix.PollFd
+	for _, fd := range fds {
+		set = append(set, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+	}
+	unix.Poll(set, -1)
+}
+
+func selectOn(fds []int) {
+	set := &unix.FdSet{}
+	for _, fd := range fds {
+		set.Set(fd)
+	}
+	unix.Select(fds[len(fds)-1]+1, set, nil, nil, nil)
+}
+
+func acceptOn(fds []int) {
+	for _, fd := range fds {
+		go func() {
+			for {
+				unix.Accept(fd)
+			}
+		}()
+	}
+	select {}
+}
+
 // holdRing sets an io_uring up and does nothing with it.
 func holdRing() {
 	var params [120]byte // struct io_uring_params
@@ -133,15 +186,24 @@ type worker struct {
 // and returns when it is up; it ends with the test.
 func start(t testing.TB, name string, fd int, env ...string) *worker {
 	t.Helper()
+	if fd < 0 {
+		return startWith(t, name, nil, env...)
+	}
+	return startWith(t, name, []int{fd}, env...)
+}
+
+// startWith is start with several sockets, from descriptor 3 on.
+func startWith(t testing.TB, name string, fds []int, env ...string) *worker {
+	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(append(os.Environ(), helperVariable+"="+name), env...)
+	cmd.Env = append(append(os.Environ(), helperVariable+"="+name, fmt.Sprint("OBSERVE_TEST_SOCKETS=", len(fds))), env...)
 	cmd.Stderr = os.Stderr
-	if fd >= 0 {
+	for _, fd := range fds {
 		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 		check(t, err)
 		f := os.NewFile(uintptr(dup), "socket")
 		defer f.Close()
-		cmd.ExtraFiles = []*os.File{f}
+		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 	}
 	stdin, err := cmd.StdinPipe()
 	check(t, err)
@@ -207,6 +269,15 @@ func listenTCP(t testing.TB) (fd int, port uint16) {
 	t.Helper()
 	fd = listen(t, &unix.SockaddrInet4{Addr: loopback}, unix.SOCK_STREAM)
 	return fd, portOf(t, fd)
+}
+
+func listenMany(t testing.TB, count int) (fds []int, inodes []uint64) {
+	t.Helper()
+	for range count {
+		fd, _ := listenTCP(t)
+		fds, inodes = append(fds, fd), append(inodes, inodeOf(t, fd))
+	}
+	return fds, inodes
 }
 
 func portOf(t testing.TB, fd int) uint16 {

@@ -20,14 +20,3 @@ func TestMain(m *testing.M) {
 	}
 	goleak.VerifyTestMain(m)
 }
-
-func TestVerdictsJoin(t *testing.T) {
-	for _, c := range []struct{ v, w, want Verdict }{
-		{No, No, No}, {No, Unknown, Unknown}, {Unknown, Unknown, Unknown},
-		{No, Yes, Yes}, {Unknown, Yes, Yes}, {Yes, Yes, Yes},
-	} {
-		if c.v.or(c.w) != c.want || c.w.or(c.v) != c.want {
-			t.Errorf("%v or %v: got %v and %v, want %v", c.v, c.w, c.v.or(c.w), c.w.or(c.v), c.want)
-		}
-	}
-}

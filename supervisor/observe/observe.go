@@ -38,15 +38,3 @@ func (v Verdict) String() string {
 	}
 	return "Verdict(" + strconv.Itoa(int(v)) + ")"
 }
-
-// or joins two partial looks: one Yes settles the matter, and one look that was
-// refused leaves it open.
-func (v Verdict) or(w Verdict) Verdict {
-	switch {
-	case v == Yes || w == Yes:
-		return Yes
-	case v == Unknown || w == Unknown:
-		return Unknown
-	}
-	return No
-}

@@ -100,7 +100,7 @@ func TestZombieIsOutOfEverything(t *testing.T) {
 	if inodes, complete := Inodes([]int{w.pid}); len(inodes) != 0 || !complete {
 		t.Errorf("inodes %v, complete %v", inodes, complete)
 	}
-	if v := Accepting([]int{w.pid}, inodeOf(t, fd)); v != No {
+	if v := acceptsOn(w.pid, inodeOf(t, fd)); v != No {
 		t.Errorf("accepting: %v", v)
 	}
 	if v := DescendsFrom(w.pid, os.Getpid()); v != Yes {
@@ -144,7 +144,7 @@ func TestNothingStaysOpen(t *testing.T) {
 	fd, port := listenTCP(t)
 	w := start(t, "accept", fd)
 	look := func() {
-		Accepting(Tree(w.pid), inodeOf(t, fd))
+		Accepting(Tree(w.pid), []uint64{inodeOf(t, fd)})
 		Inodes([]int{w.pid})
 		Children(os.Getpid())
 		Connections([]uint16{port}, true)

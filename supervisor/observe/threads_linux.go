@@ -31,93 +31,103 @@ type syscallLine struct {
 	stack  uint64
 }
 
-// threadsWait tells whether a thread of pid sleeps until one of fds, all of them
-// the socket in question, has something for it.
-func threadsWait(pid int, fds []int) Verdict {
-	tids, err := numbers(procPath(pid, "task"))
-	if err != nil {
-		return verdictOnFailure(err, pid)
+// askThreads finds the sockets for which a thread sleeps until one of them has
+// something for it.
+func (l *look) askThreads() {
+	if l.over() {
+		return
 	}
-	answer := No
+	tids, err := numbers(procPath(l.pid, "task"))
+	if err != nil {
+		l.withheld(err)
+		return
+	}
 	for _, tid := range tids {
-		answer = answer.or(threadWaits(pid, tid, fds))
-		if answer == Yes {
-			break
+		l.askThread(tid)
+		if l.over() {
+			return
 		}
 	}
-	return answer
 }
 
-func threadWaits(pid, tid int, fds []int) Verdict {
+func (l *look) askThread(tid int) {
 	var room [256]byte
-	line, err := readFile(taskPath(pid, tid, "syscall"), room[:])
+	line, err := readFile(taskPath(l.pid, tid, "syscall"), room[:])
 	if err != nil {
-		return unknownUnless(threadGone(pid, tid))
+		l.unsure = l.unsure || !threadGone(l.pid, tid)
+		return
 	}
 	call, ok := parseSyscall(line)
 	if !ok {
-		return No // running
+		return // running
 	}
 	if waits == nil || call.stack < 1<<32 {
 		// Another table of system calls: one of a 32-bit program, whose stack
 		// lies below 4 GB.
-		return Unknown
+		l.unsure = true
+		return
 	}
 	switch waits[call.number] {
 	case waitsOnFirst:
-		return verdict(slices.Contains(fds, int(int32(call.args[0]))))
+		l.saw(int(int32(call.args[0])))
 	case waitsInPoll, waitsInSelect:
-		return setHas(pid, tid, line, call, fds)
+		l.askSet(tid, line, call)
 	case restarted:
-		return Unknown
+		l.unsure = true
 	}
-	return No
 }
 
-// setHas looks for fds in the set that a sleeping thread waits for. The set
+// askSet finds sockets in the set that a sleeping thread waits for. The set
 // counts only if the thread has slept on while it was read.
-func setHas(pid, tid int, line []byte, call syscallLine, fds []int) Verdict {
-	has, address, size := pollHas, call.args[0], 8*uint64(uint32(call.args[1]))
-	if waits[call.number] == waitsInSelect {
-		bits := uint64(uint32(call.args[0]))
-		has, address, size = selectHas(int(bits)), call.args[1], (bits+63)/64*8
-	}
+func (l *look) askSet(tid int, line []byte, call syscallLine) {
+	address, size := call.set()
 	if address == 0 || size == 0 {
-		return No
+		return
 	}
 	if size > maxSet {
-		return Unknown
+		l.unsure = true
+		return
 	}
-	set, err := readMemory(pid, address, int(size))
+	set, err := readMemory(l.pid, address, int(size))
 	var room [256]byte
-	if again, _ := readFile(taskPath(pid, tid, "syscall"), room[:]); !bytes.Equal(line, again) {
-		return No
+	if again, _ := readFile(taskPath(l.pid, tid, "syscall"), room[:]); !bytes.Equal(line, again) {
+		return
 	}
-	if err != nil {
-		return Unknown
+	switch {
+	case err != nil:
+		l.unsure = true
+	case waits[call.number] == waitsInPoll:
+		l.sawPoll(set)
+	default:
+		l.sawSelect(set, int(uint32(call.args[0])))
 	}
-	return verdict(has(set, fds))
 }
 
-// pollHas reads an array of struct pollfd: descriptor, events, returned events.
-func pollHas(set []byte, fds []int) bool {
+// set is where in the thread's memory its set lies, and its size in bytes.
+func (c syscallLine) set() (address, size uint64) {
+	if waits[c.number] == waitsInSelect {
+		bits := uint64(uint32(c.args[0]))
+		return c.args[1], (bits + 63) / 64 * 8
+	}
+	return c.args[0], 8 * uint64(uint32(c.args[1]))
+}
+
+// sawPoll reads an array of struct pollfd: descriptor, events, returned events.
+func (l *look) sawPoll(set []byte) {
 	for entry := range slices.Chunk(set, 8) {
-		fd := int(int32(binary.NativeEndian.Uint32(entry)))
-		events := binary.NativeEndian.Uint16(entry[4:])
-		if events&inputEvents != 0 && slices.Contains(fds, fd) {
-			return true
+		if events := binary.NativeEndian.Uint16(entry[4:]); events&inputEvents != 0 {
+			l.saw(int(int32(binary.NativeEndian.Uint32(entry))))
 		}
 	}
-	return false
 }
 
-// selectHas reads an fd_set of so many bits: words of 64, descriptor 0 in the
+// sawSelect reads an fd_set of so many bits: words of 64, descriptor 0 in the
 // lowest bit of the first.
-func selectHas(bits int) func(set []byte, fds []int) bool {
-	return func(set []byte, fds []int) bool {
-		return slices.ContainsFunc(fds, func(fd int) bool {
-			return fd < bits && binary.NativeEndian.Uint64(set[fd/64*8:])&(1<<(fd%64)) != 0
-		})
+func (l *look) sawSelect(set []byte, bits int) {
+	for fd := range l.held {
+		if fd < bits && binary.NativeEndian.Uint64(set[fd/64*8:])&(1<<(fd%64)) != 0 {
+			l.saw(fd)
+		}
 	}
 }
 
@@ -155,17 +165,4 @@ func (n *numberReader) hex(b []byte) uint64 {
 	v, err := strconv.ParseUint(string(b), 0, 64)
 	n.keep(err)
 	return v
-}
-
-// verdictOnFailure is for a file of pid that could not be read: what has ended
-// waits for nothing, what refuses says nothing.
-func verdictOnFailure(err error, pid int) Verdict {
-	return unknownUnless(err == unix.ENOENT || gone(pid))
-}
-
-func unknownUnless(settled bool) Verdict {
-	if settled {
-		return No
-	}
-	return Unknown
 }
