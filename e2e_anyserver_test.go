@@ -49,10 +49,10 @@ func TestAnyServer(t *testing.T) {
 }
 
 // upgrades upgrades the server under load, each time with a slow answer under
-// way.
-func (s anyServer) upgrades(t *testing.T, at *site, count int) {
+// way. wrap is a command that starts moult.
+func (s anyServer) upgrades(t *testing.T, at *site, count int, wrap ...string) {
 	args := append([]string{"--drain-signal", s.signal, "--"}, s.command(t, at)...)
-	m := launch{args: args, env: at.environment()}.start(t)
+	m := launch{wrap: wrap, args: args, env: at.environment()}.start(t)
 	m.waitServing(1)
 	clients := s.dialect.crowd(t, at.Address, s.clients)
 	moreAnswers(t, clients)

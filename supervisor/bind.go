@@ -172,7 +172,7 @@ func (w *worker) isService(b fdpass.Binding) bool {
 // Most such sockets are clients', of which nothing more is heard.
 func (w *worker) bindUnlearned(c *intercept.Call, own *ownSocket, b fdpass.Binding) {
 	switch {
-	case w.ownSockets() >= maxOwnSockets:
+	case w.ownSockets() >= maxOwnSockets, len(w.own.bound) >= 2*maxOwnSockets: // no more is remembered
 	case !own.standIn:
 		w.own.bound[own.Inode] = &boundSocket{binding: b, reusePort: own.ReusePort, standIn: -1}
 	case own.Network == "tcp":

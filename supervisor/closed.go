@@ -88,6 +88,7 @@ func (w *worker) isVacant(m *fdpass.Member) bool {
 // Between two processes a socket is in nobody's hands for a moment: it is sent
 // to a child that is not there yet to take it.
 func (w *worker) lookClosed(after time.Duration) {
+	w.dropConnected()
 	if len(w.own.claimed) == 0 {
 		return
 	}

@@ -1,6 +1,6 @@
 // Containerserver is the server of the container test: a static binary that
-// takes its socket by listen-fds, and can tell from inside the container what
-// the processes there look like.
+// takes its socket by listen-fds, or with "bind ADDRESS" opens its own, and can
+// tell from inside the container what the processes there look like.
 //
 //	GET /        its pid and generation, as an [Identity]
 //	GET /drain   the same, but answered only once the server was asked to leave
@@ -49,7 +49,9 @@ func main() {
 	}
 	switch mode {
 	case "serve":
-		serve()
+		serve(handedOver())
+	case "bind":
+		serve(ownListener(os.Args[2]))
 	case "parent":
 		leaveChild()
 	case "orphan":
@@ -59,12 +61,12 @@ func main() {
 	}
 }
 
-func serve() {
+func serve(listener net.Listener) {
 	leave, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	server := &http.Server{Handler: newHandler(leave.Done())}
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(handedOver()) }()
+	go func() { served <- server.Serve(listener) }()
 	select {
 	case err := <-served:
 		log.Fatal(err)
@@ -73,6 +75,14 @@ func serve() {
 	if err := server.Shutdown(context.Background()); err != nil {
 		log.Fatal(err)
 	}
+}
+
+func ownListener(address string) net.Listener {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		log.Fatal(err)
+	}
+	return listener
 }
 
 // handedOver returns the only socket of the listen-fds protocol
