@@ -51,11 +51,37 @@ func Processes() ([]Proc, error) {
 // parents before children; zombies are left out. It is nil where root is not
 // alive. Where processes cannot be listed it is root alone.
 func Tree(root int) []int {
+	if tree, ok := walk(root); ok {
+		return tree
+	}
 	all, err := processes()
 	if err != nil {
 		return []int{root}
 	}
 	return treeOf(root, all)
+}
+
+// walk asks each process for its children, so that it costs the same however
+// many others there are. It is not ok where the kernel was built without such
+// lists.
+func walk(root int) (tree []int, ok bool) {
+	if p, err := readProc(root); err != nil || !p.Alive() {
+		return nil, true
+	}
+	tree = []int{root}
+	for i := 0; i < len(tree); i++ {
+		children, ok := childrenOf(tree[i])
+		if !ok {
+			return nil, false
+		}
+		for _, child := range children {
+			// Lists that were read while pids were used again could hold a circle.
+			if p, err := readProc(child); err == nil && p.Alive() && !slices.Contains(tree, child) {
+				tree = append(tree, child)
+			}
+		}
+	}
+	return tree, true
 }
 
 func treeOf(root int, all []Proc) []int {
