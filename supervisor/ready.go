@@ -27,14 +27,7 @@ type readiness struct {
 func (r *readiness) open(w *worker) ([]string, error) {
 	r.how = w.master.cfg.Ready
 	for _, m := range w.slot.handed() {
-		if m.Socket().IsStream() {
-			r.check(m)
-		}
-	}
-	if len(r.checks) == 0 {
-		for _, m := range w.slot.handed() {
-			r.check(m)
-		}
+		r.check(m)
 	}
 	var err error
 	if r.socket, err = w.master.host.notify(w); err != nil {
@@ -43,8 +36,16 @@ func (r *readiness) open(w *worker) ([]string, error) {
 	return r.socket.environ(), nil
 }
 
-// check has the worker seen accepting on one more member before it is ready.
+// check has the worker seen accepting on one more member before it is ready. Of
+// one that has stream sockets, those alone count: the datagram sockets of a
+// resolver come and go.
 func (r *readiness) check(m *fdpass.Member) {
+	stream := func(c *acceptCheck) bool { return c.member.Socket().IsStream() }
+	if m.Socket().IsStream() {
+		r.checks = slices.DeleteFunc(r.checks, func(c *acceptCheck) bool { return !stream(c) })
+	} else if slices.ContainsFunc(r.checks, stream) {
+		return
+	}
 	if !slices.ContainsFunc(r.checks, func(c *acceptCheck) bool { return c.member == m }) {
 		r.checks = append(r.checks, &acceptCheck{member: m})
 	}
@@ -210,21 +211,29 @@ func (r *readiness) missing(expectNotify bool) string {
 		return "it has not sent READY=1"
 	}
 	var silent, hidden []string
+	advice := ""
 	for _, c := range r.checks {
-		name := c.member.Socket().Name() + " (" + c.member.Socket().Bound() + ")"
+		sock := c.member.Socket()
+		name := sock.Bound()
+		if !sock.Learned() {
+			name = sock.Name() + " (" + name + ")"
+		}
 		switch {
 		case c.seen:
 		case c.hidden:
 			hidden = append(hidden, name)
 		default:
 			silent = append(silent, name)
+			if !c.member.Own() {
+				advice = "; does it use the socket that it was given?"
+			}
 		}
 	}
 	switch {
 	case len(r.checks) == 0:
 		return "it has bound no address; a program without one needs --ready alive=D or notify"
 	case len(silent) > 0:
-		return "nobody accepts on " + strings.Join(silent, ", ") + "; does it use the socket that it was given?"
+		return "nobody accepts on " + strings.Join(silent, ", ") + advice
 	case len(hidden) > 0:
 		return "it cannot be seen whether it accepts on " + strings.Join(hidden, ", ") + ", and it has not sent READY=1; choose --ready notify or alive=D"
 	case expectNotify:
