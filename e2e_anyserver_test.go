@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 )
 
@@ -34,11 +35,17 @@ type crowd interface {
 	stop() error   // lets each client finish; an error if any request failed
 }
 
+// inShort are the servers of a run with -short: one of each kind.
+var inShort = []string{"nginx with reuseport, TERM", "Apache, TERM", "gunicorn", "node without a signal handler", "redis"}
+
 func TestAnyServer(t *testing.T) {
 	common := newFixtures(t)
 	// A server that starts needs a processor, and so do the clients.
 	slots := make(chan struct{}, 3)
 	for _, s := range anyServers() {
+		if testing.Short() && !slices.Contains(inShort, s.name) {
+			continue
+		}
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
 			slots <- struct{}{}

@@ -330,7 +330,7 @@ func someServers(t *testing.T, wrap []string, names ...string) {
 	common := newFixtures(t)
 	slots := make(chan struct{}, 3)
 	for _, s := range anyServers() {
-		if names != nil && !slices.Contains(names, s.name) {
+		if names != nil && !slices.Contains(names, s.name) || testing.Short() && !slices.Contains(inShort, s.name) {
 			continue
 		}
 		t.Run(s.name, func(t *testing.T) {

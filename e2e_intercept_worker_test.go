@@ -66,6 +66,23 @@ func init() {
 		"late":    (*binder).listenLate,  // N,ADDR
 		"call":    (*binder).call,        // PORT,ADDR
 		"hide":    (*binder).hide,
+
+		"gated":    (*binder).listenAfter,         // GATE,ADDR
+		"relative": (*binder).listenFromElsewhere, // PATH
+		"nameless": (*binder).listenNameless,
+		"device":   (*binder).listenOnDevice, // DEVICE,ADDR
+		"ports":    (*binder).listenOnPorts,  // HOST,FIRST,N
+		"anyports": (*binder).anyPorts,       // HOST,LIMIT
+		"clients":  (*binder).openClients,
+		"resolve":  (*binder).resolve,
+		"hunt":     (*binder).hunt, // ADDR,ADDR
+		"test":     (*binder).test,
+		"pass":     (*binder).passOn, // GATE,ADDR
+		"receive":  (*binder).receive,
+		"smuggle":  (*binder).smuggle,
+		"send":     (*binder).send,
+		"seize":    (*binder).seize,
+		"exit":     (*binder).exit, // CODE
 	}
 }
 

@@ -117,13 +117,13 @@ func TestUpgradesOverUnixSocketsLoseNothing(t *testing.T) {
 
 // atMostShutdownLosses is what a shared socket can promise: net/http drops the
 // requests that it has just read when Shutdown begins (golang/go#75591), and
-// nothing else is lost.
+// nothing else is lost: at most one request of each of the 16 clients.
 func atMostShutdownLosses(t *testing.T, clients *load.Traffic, upgrades int) {
 	t.Helper()
 	report := clients.Stop()
 	total := report.Total()
 	unexplained := total.Failures() - total.Failed[load.Short] - total.Failed[load.Reset]
-	if unexplained != 0 || total.Failures() > 5*upgrades {
+	if unexplained != 0 || total.Failures() > 16*upgrades {
 		t.Errorf("%d upgrades: %v", upgrades, report)
 	}
 }

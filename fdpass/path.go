@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -258,7 +259,7 @@ func (s *Socket) joinPath(gen int) (*Member, error) {
 }
 
 func (s *Socket) steerPath() error {
-	if len(s.serving) == 0 || s.showsPath(s.serving[0]) || s.movedAway(s.serving[0]) {
+	if len(s.serving) == 0 || slices.ContainsFunc(s.serving, s.showsPath) || s.movedAway(s.serving[0]) {
 		return nil
 	}
 	return s.showPath(s.serving[0])

@@ -167,10 +167,22 @@ func (s *Socket) AdoptPath(fd, gen, backlog int, id Identity) (*Member, error) {
 		m.path, m.file, m.maker = p.path, p.file, &p.id
 		delete(s.pending, m.inode)
 	} else {
-		m.file = s.strangerShown()
+		m.file = s.boundAfter()
 	}
 	s.members = append(s.members, m)
 	return m, nil
+}
+
+// boundAfter is the socket file of a worker that has bound the path itself. Where
+// two have, the second after it has unlinked the name of the first, the path is
+// the second's, whoever listens first.
+func (s *Socket) boundAfter() fs.FileInfo {
+	if before := s.memberShown(); before != nil && before.path == "" {
+		file := before.file
+		before.file = nil
+		return file
+	}
+	return s.strangerShown()
 }
 
 // strangerShown is the socket file at the path that is no member's.

@@ -57,7 +57,9 @@ func (w *worker) bindInet(c *intercept.Call, own *ownSocket) {
 		}
 		b = b.WithPort(learned.Port())
 	}
-	w.own.news = time.Now()
+	if own.Network == "tcp" {
+		w.own.news = time.Now()
+	}
 	w.dropClosedAt(b)
 	sock := w.master.socketAt(b)
 	if m := w.vacant(sock); m != nil {

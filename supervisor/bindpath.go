@@ -58,12 +58,16 @@ func (w *worker) pathOf(c *intercept.Call, sockaddr []byte) (string, *fdpass.Soc
 			return "", nil
 		}
 	}
-	for _, sock := range w.master.sockets {
+	return path, w.master.pathSocket(path)
+}
+
+func (s *Supervisor) pathSocket(path string) *fdpass.Socket {
+	for _, sock := range s.sockets {
 		if sock.IsUnix() && sock.IsStream() && sock.Bound() == path {
-			return path, sock
+			return sock
 		}
 	}
-	return path, nil
+	return nil
 }
 
 func (w *worker) bindNewPath(c *intercept.Call, own *ownSocket, path string, sock *fdpass.Socket) error {
@@ -145,6 +149,9 @@ func (w *worker) listenPath(c *intercept.Call, own *ownSocket) {
 		_ = c.Proceed()
 		w.bypassed("the path of a unix socket that it listens on cannot be found (" + printable(own.Name) + "); use --listen, or an absolute path")
 		return
+	}
+	if sock := w.master.pathSocket(bound.path.Bound()); sock != nil {
+		bound.path = sock // another worker listens there already
 	}
 	delete(w.own.bound, own.Inode)
 	w.answer(c, w.adoptPath(c, own.keep(), bound))

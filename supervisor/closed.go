@@ -207,11 +207,18 @@ func (w *worker) uncovered() []string {
 		return nil
 	}
 	for _, sock := range s.sockets {
+		if !sock.IsStream() && w.hasStream() {
+			continue // datagram sockets beside those may be a resolver's
+		}
 		if sock.Learned() && sock.Reachable() && len(s.serving.membersOf(sock)) > 0 && !g.binds(sock) {
 			missing = append(missing, sock.Bound())
 		}
 	}
 	return missing
+}
+
+func (w *worker) hasStream() bool {
+	return slices.ContainsFunc(w.slot.members, func(m *fdpass.Member) bool { return m.Socket().IsStream() })
 }
 
 // binds tells whether a worker of the generation has bound the address.

@@ -140,8 +140,10 @@ func (w *worker) hold(m *fdpass.Member, how claim) {
 // has notes that the worker has a member of its slot now.
 func (w *worker) has(m *fdpass.Member, how claim) {
 	w.own.claimed[m] = how
-	w.own.news = time.Now()
-	w.own.watched = w.own.news
+	w.own.watched = time.Now()
+	if m.Socket().IsStream() {
+		w.own.news = w.own.watched
+	}
 	if w.state == starting {
 		w.ready.check(m)
 		w.pollSoon(time.Now())

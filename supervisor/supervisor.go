@@ -32,7 +32,8 @@ type Supervisor struct {
 	home string // the directory the master was started in, as its starter calls it
 	base []string
 
-	sockets []*fdpass.Socket
+	opened  []*fdpass.Socket                  // by New; never changes
+	sockets []*fdpass.Socket                  // those, and what workers have bound
 	anyPort map[*fdpass.Socket]fdpass.Binding // learned where a worker asked for any port, and as what
 	signals *Signals
 	events  chan func()
@@ -91,6 +92,7 @@ func New(cfg Config, signals *Signals) (*Supervisor, error) {
 		}
 		s.sockets = append(s.sockets, socket)
 	}
+	s.opened = slices.Clone(s.sockets)
 	return s, nil
 }
 
@@ -104,9 +106,9 @@ func (s *Supervisor) Close() {
 	})
 }
 
-// Sockets lists what the master holds: what it has opened, in the order of the
-// configuration, and then what workers have bound.
-func (s *Supervisor) Sockets() []*fdpass.Socket { return s.sockets }
+// Sockets lists what New has opened, in the order of the configuration. What
+// workers bind themselves is in Status alone.
+func (s *Supervisor) Sockets() []*fdpass.Socket { return s.opened }
 
 // Upgrade asks for what SIGHUP asks for. It may be called from any goroutine.
 func (s *Supervisor) Upgrade() { s.send(func() { s.happenBecause(evUpgrade, "asked") }) }
