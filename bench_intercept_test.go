@@ -500,6 +500,7 @@ func BenchmarkInterceptedMemory(b *testing.B) {
 // Once the worker has bound what it binds, the master sleeps: nobody wakes it
 // while nothing happens, nor does a connection, nor a name that is looked up.
 func TestInterceptedMasterSleeps(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	address := freeAddress(t)
 	m := startOwn(t, nil, bindsGracefully(address))
@@ -535,6 +536,7 @@ func TestInterceptedMasterSleeps(t *testing.T) {
 
 // What starts and upgrades took is given back, as it is under --listen.
 func TestInterceptedMasterGivesMemoryBack(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	first, second := freeAddress(t), freeAddress(t)
 	listen := startReal(t, first, nil, worker("graceful"))

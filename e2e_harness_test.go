@@ -85,6 +85,15 @@ func times(normal, short, long int) int {
 	}
 }
 
+// takesLong leaves a test out of runs with -short, which are made besides the
+// normal one.
+func takesLong(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes long: left out with -short")
+	}
+}
+
 // requireProgram skips the test where a server is not installed. In CI that is
 // a failure: it would hide that nothing was tested.
 func requireProgram(t testing.TB, name string) string {

@@ -314,10 +314,10 @@ func TestClientsWithoutDuplicates(t *testing.T) {
 
 // Servers of every make work with the sockets that they are given.
 func TestAnyServerWithoutDuplicates(t *testing.T) {
+	takesLong(t)
 	names := []string{
-		"nginx, QUIT", "nginx with reuseport, QUIT", "Apache, TERM", "haproxy, TERM", "lighttpd, TERM", "gunicorn", "uvicorn",
-		"python's http.server", "python, one connection at a time", "PHP's own server", "node without a signal handler",
-		"node with server.close", "Go without Shutdown", "java with a hook", "redis", "memcached",
+		"nginx, QUIT", "nginx with reuseport, QUIT", "Apache, TERM", "haproxy, TERM", "gunicorn", "python's http.server",
+		"node without a signal handler", "Go without Shutdown", "java with a hook", "redis",
 	}
 	if soak() {
 		names = nil
@@ -330,7 +330,7 @@ func someServers(t *testing.T, wrap []string, names ...string) {
 	common := newFixtures(t)
 	slots := make(chan struct{}, 3)
 	for _, s := range anyServers() {
-		if names != nil && !slices.Contains(names, s.name) || testing.Short() && !slices.Contains(inShort, s.name) {
+		if names != nil && !slices.Contains(names, s.name) {
 			continue
 		}
 		t.Run(s.name, func(t *testing.T) {
@@ -345,6 +345,7 @@ func someServers(t *testing.T, wrap []string, names ...string) {
 // The capabilities that Docker leaves root are not enough to look into the
 // processes of a user that the server becomes, once it has bound its address.
 func TestAnyServerWithDockersCapabilities(t *testing.T) {
+	takesLong(t)
 	if os.Geteuid() != 0 {
 		t.Skip("only root can be left with some capabilities")
 	}

@@ -18,6 +18,7 @@ func replaced(e entry) bool { return !e.isPhase() && e.To == "serving" }
 
 // The old generation serves on until the new one has bound the last address.
 func TestSecondAddressComesLate(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	early, late, door := freeAddress(t), freeAddress(t), newGate(t)
 	m := binds(t, nil, "tcp="+early, door.step(), "tcp="+late)
@@ -46,6 +47,7 @@ func TestSecondAddressComesLate(t *testing.T) {
 
 // What comes after a crash waits for a replacement that takes its time.
 func TestReplacementBindsTheSecondAddressLate(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	early, late, door := freeAddress(t), freeAddress(t), newGate(t)
 	m := binds(t, []string{"--restart-delay", "10ms..50ms"}, "tcp="+early, door.step(), "tcp="+late)
@@ -72,6 +74,7 @@ func TestReplacementBindsTheSecondAddressLate(t *testing.T) {
 // A replacement that does not bind all that the first one did serves, however
 // short the time for being ready is, and what it lacks is refused in the end.
 func TestReplacementThatLacksAnAddress(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	kept, lost := freeAddress(t), freeAddress(t)
 	p := newPlan(t, "binds tcp="+kept+" tcp="+lost)
@@ -92,6 +95,7 @@ func TestReplacementThatLacksAnAddress(t *testing.T) {
 // An upgrade takes over what a dead generation has left, binds one address more,
 // and fails: the master keeps nothing of it.
 func TestFailedTakeoverLeavesNothingBehind(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	kept, added := freeAddress(t), freeAddress(t)
 	p := newPlan(t, "binds tcp="+kept)
@@ -122,6 +126,7 @@ func TestFailedTakeoverLeavesNothingBehind(t *testing.T) {
 
 // No upgrade waits for an address that has been closed for long.
 func TestAddressClosedLongAfterItsBind(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	kept, closed := freeAddress(t), freeAddress(t)
 	p := newPlan(t, "binds tcp="+kept+" tcp="+closed)

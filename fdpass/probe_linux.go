@@ -25,7 +25,7 @@ type Probe struct {
 // StartProbe begins to connect to m through the address that it serves. The
 // caller closes the probe, before the socket.
 func (s *Socket) StartProbe(m *Member) (*Probe, error) {
-	if s.how != Steered {
+	if s.how != Steered || s.network != "tcp" {
 		return nil, fmt.Errorf("cannot probe %s: %w", s.addr.Name, errors.ErrUnsupported)
 	}
 	err := s.Verify()

@@ -124,7 +124,9 @@ func (w *worker) dropClosedAt(b fdpass.Binding) {
 func (w *worker) dropClosedOn(sock *fdpass.Socket) {
 	if sock != nil && w.listensOn(sock) {
 		w.lookClosed(0)
-		w.lookClosed(0)
+		if len(w.own.missed) > 0 {
+			w.lookClosed(0)
+		}
 	}
 }
 
@@ -134,22 +136,19 @@ func (w *worker) dropClosed(m *fdpass.Member) {
 	how := w.own.claimed[m]
 	delete(w.own.claimed, m)
 	delete(w.own.missed, m)
-	if !m.Own() || how.inherited && w.state == starting {
+	if !m.Own() {
 		return
 	}
-	w.letGoOf(m)
+	w.ready.drop(m)
+	if !how.inherited || w.state != starting {
+		w.letGoOf(m)
+	}
 }
 
 func (w *worker) letGoOf(m *fdpass.Member) {
-	sock := m.Socket()
 	w.slot.members = slices.DeleteFunc(slices.Clone(w.slot.members), func(x *fdpass.Member) bool { return x == m })
-	w.ready.checks = slices.DeleteFunc(w.ready.checks, func(c *acceptCheck) bool {
-		if c.member == m {
-			c.close()
-		}
-		return c.member == m
-	})
-	sock.Leave(m)
+	w.ready.drop(m)
+	m.Socket().Leave(m)
 	w.master.dropUnused()
 	if w.slot.gen == w.master.serving {
 		w.master.resteer()
@@ -193,6 +192,13 @@ func (s *Supervisor) dropUnused() {
 }
 
 func (s *Supervisor) isHeld(sock *fdpass.Socket) bool {
+	for _, w := range s.workers() {
+		for _, b := range w.own.bound {
+			if b.path == sock {
+				return true // about to listen, under a name that is the socket's
+			}
+		}
+	}
 	return slices.ContainsFunc(s.slots(), func(sl *slot) bool {
 		return slices.ContainsFunc(sl.members, func(m *fdpass.Member) bool { return m.Socket() == sock })
 	})

@@ -51,6 +51,16 @@ func (r *readiness) check(m *fdpass.Member) {
 	}
 }
 
+// drop forgets a member that the worker does not have any more.
+func (r *readiness) drop(m *fdpass.Member) {
+	r.checks = slices.DeleteFunc(r.checks, func(c *acceptCheck) bool {
+		if c.member == m {
+			c.close()
+		}
+		return c.member == m
+	})
+}
+
 func (r *readiness) close() {
 	r.socket.close()
 	r.socket = nil
