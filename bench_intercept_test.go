@@ -557,6 +557,7 @@ func TestInterceptedMasterGivesMemoryBack(t *testing.T) {
 
 // Upgrades leave nothing behind, whatever the worker binds and closes.
 func TestNothingGrowsOverInterceptedUpgrades(t *testing.T) {
+	takesLong(t)
 	closes := strings.Repeat("tcp={b} close tcp=127.0.0.1:0 close ", 10)
 	for _, test := range []struct {
 		name, steps   string
