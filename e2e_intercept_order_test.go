@@ -113,17 +113,6 @@ func TestWorkersThatMakeRoomOnOnePath(t *testing.T) {
 	m.upgradesOnPath(clients, path, door)
 }
 
-// The second makes room and binds before the first listens: the path is its.
-func TestWorkersThatBindOnePathBeforeOneListens(t *testing.T) {
-	t.Parallel()
-	path, door := filepath.Join(t.TempDir(), "s"), newGate(t)
-	m := binds(t, []string{"-n", "2"}, "remove="+path, "gated="+door.pipe.Name()+","+path, "end=graceful")
-	m.passBoth(1, door)
-	m.waitServing(1)
-	clients := traffic(t, load.Config{Network: "unix", Address: path, Clients: 8})
-	m.upgradesOnPath(clients, path, door)
-}
-
 // upgradesOnPath upgrades two workers that wait at a gate, and stops.
 func (m *master) upgradesOnPath(clients *load.Traffic, path string, door gate) {
 	m.t.Helper()
