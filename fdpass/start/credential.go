@@ -8,12 +8,12 @@ import (
 	"syscall"
 )
 
-// Credential is who a worker runs as. An id of -1 is left as it is.
+// Credential is who a worker runs as.
 type Credential struct {
 	UID    int    `json:"uid"`
 	GID    int    `json:"gid"`
 	Groups []int  `json:"groups"`
-	User   string `json:"user,omitempty"` // empty where only the group changes
+	User   string `json:"user,omitempty"` // empty where no entry is known, or only the group changes
 	Home   string `json:"home,omitempty"`
 }
 
@@ -24,7 +24,7 @@ func LookupCredential(name, group string) (*Credential, error) {
 	if name == "" && group == "" {
 		return nil, nil
 	}
-	c := &Credential{UID: -1, GID: -1}
+	c := &Credential{UID: os.Geteuid(), GID: -1}
 	if name != "" {
 		if err := c.become(name); err != nil {
 			return nil, fmt.Errorf("cannot find user %q: %w", name, err)
@@ -40,7 +40,7 @@ func LookupCredential(name, group string) (*Credential, error) {
 			c.Groups = []int{gid}
 		}
 	}
-	if c.UID >= 0 && c.GID < 0 {
+	if c.GID < 0 {
 		return nil, fmt.Errorf("user %s has no entry in /etc/passwd, so that its group is not known: add --group", name)
 	}
 	return c, nil
@@ -94,7 +94,7 @@ func lookupGroup(name string) (int, error) {
 // toAssume is nil where there is nothing to change: an ordinary user may name
 // itself.
 func (c *Credential) toAssume() *Credential {
-	if c == nil || os.Geteuid() != 0 && (c.UID < 0 || c.UID == os.Geteuid()) && (c.GID < 0 || c.GID == os.Getegid()) {
+	if c != nil && os.Geteuid() != 0 && c.UID == os.Geteuid() && c.GID == os.Getegid() {
 		return nil
 	}
 	return c
@@ -102,13 +102,10 @@ func (c *Credential) toAssume() *Credential {
 
 // kernel is what the child assumes between fork and execve.
 func (c *Credential) kernel() *syscall.Credential {
-	k := &syscall.Credential{Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}
-	if c.UID >= 0 {
-		k.Uid = uint32(c.UID)
+	if c == nil {
+		return nil
 	}
-	if c.GID >= 0 {
-		k.Gid = uint32(c.GID)
-	}
+	k := &syscall.Credential{Uid: uint32(c.UID), Gid: uint32(c.GID)}
 	for _, id := range c.Groups {
 		k.Groups = append(k.Groups, uint32(id))
 	}
@@ -117,21 +114,19 @@ func (c *Credential) kernel() *syscall.Credential {
 
 // change sets the ids in the one order that works: the groups while there is
 // the right to, the user last.
-func (c *Credential) change(groups func([]int) error, gid, uid func(int) error) *StartError {
+func (c *Credential) change(groups func([]int) error, gid, uid func(int) error) error {
 	if c == nil {
 		return nil
 	}
 	name := c.User
-	if name == "" && c.UID >= 0 {
-		name = strconv.Itoa(c.UID)
-	} else if name == "" {
-		name = "gid " + strconv.Itoa(c.GID)
+	if name == "" {
+		name = fmt.Sprintf("%d:%d", c.UID, c.GID)
 	}
 	step, what, err := "set the groups of", name, groups(c.Groups)
-	if err == nil && c.GID >= 0 {
+	if err == nil {
 		step, what, err = "become group", strconv.Itoa(c.GID), gid(c.GID)
 	}
-	if err == nil && c.UID >= 0 {
+	if err == nil {
 		step, what, err = "become user", name, uid(c.UID)
 	}
 	if err == nil {

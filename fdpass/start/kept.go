@@ -56,6 +56,14 @@ func (k *Kept) Close() {
 	}
 }
 
+// candidates is none for nil.
+func (k *Kept) candidates() []candidate {
+	if k == nil {
+		return nil
+	}
+	return []candidate{{path: k.path, file: descriptorPath(int(k.file.Fd()))}}
+}
+
 // Usable tells why the program cannot be started again, or nil.
 func (k *Kept) Usable() error {
 	if k == nil {

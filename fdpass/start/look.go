@@ -144,11 +144,6 @@ func paths(command string, env []string) []string {
 	return paths
 }
 
-func (c candidate) gone() bool {
-	_, err := os.Stat(c.file)
-	return errors.Is(err, fs.ErrNotExist)
-}
-
 // refused says what execve's answer means.
 func (c candidate) refused(errno syscall.Errno) *StartError {
 	e := &StartError{Step: stepExecute, What: c.path, Err: errno}

@@ -32,19 +32,13 @@ func onThrowAwayThread(f func()) {
 
 // borrow takes on the user's eyes for the file system and none of its other
 // attributes: whoever may send signals to that user must not be able to send
-// them to the master (setfsuid(2)). giveBack is the end of it, the groups
-// excepted, which the thread has no more use for.
-func (c *Credential) borrow() (giveBack func(), err error) {
-	if c = c.toAssume(); c == nil {
-		return func() {}, nil
-	}
-	if err := c.change(unix.Setgroups, borrowGID, borrowUID); err != nil {
-		return nil, err
-	}
-	return func() {
-		_ = borrowUID(os.Geteuid())
-		_ = borrowGID(os.Getegid())
-	}, nil
+// them to the master (setfsuid(2)).
+func (c *Credential) borrow() error { return c.change(unix.Setgroups, borrowGID, borrowUID) }
+
+// giveBack ends it, the groups excepted: the thread has no more use for them.
+func giveBack() {
+	_ = unix.Setfsuid(os.Geteuid())
+	_ = unix.Setfsgid(os.Getegid())
 }
 
 func borrowGID(gid int) error {
@@ -88,9 +82,7 @@ func prepareThread(umask *int) (separate bool) {
 	return true
 }
 
-func attributes(pidFD *int) *syscall.SysProcAttr {
-	return &syscall.SysProcAttr{Setpgid: true, PidFD: pidFD}
-}
+func askForPidFD(sys *syscall.SysProcAttr, fd *int) { sys.PidFD = fd }
 
 func dupAbove(fd, least int) (int, error) {
 	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, least)

@@ -15,23 +15,21 @@ import (
 func onThrowAwayThread(f func()) { f() }
 
 // borrow only finds out who may change: commands are looked up as the master.
-func (c *Credential) borrow() (giveBack func(), err error) {
-	refused := func(int) error { return syscall.EPERM }
-	if c = c.toAssume(); c != nil && os.Geteuid() != 0 {
-		return nil, c.change(func([]int) error { return syscall.EPERM }, refused, refused)
+func (c *Credential) borrow() error {
+	if c == nil || os.Geteuid() == 0 {
+		return nil
 	}
-	return func() {}, nil
+	return c.change(func([]int) error { return syscall.EPERM }, nil, nil)
 }
+
+func giveBack() {}
 
 // prepareThread leaves the mask to the shim.
 func prepareThread(umask *int) (separate bool) { return umask == nil }
 
-// attributes: every failure counts as one of execve, there being no pidfd that
+// askForPidFD: every failure counts as one of execve, there being no pidfd that
 // would tell.
-func attributes(pidFD *int) *syscall.SysProcAttr {
-	*pidFD = -1
-	return &syscall.SysProcAttr{Setpgid: true}
-}
+func askForPidFD(_ *syscall.SysProcAttr, fd *int) { *fd = -1 }
 
 func dupAbove(fd, least int) (int, error) {
 	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, least)

@@ -2,6 +2,7 @@ package start
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -43,13 +44,14 @@ func RunShimIfAsked() {
 		fmt.Fprintln(os.Stderr, "moult: cannot read the order of the master:", text)
 		os.Exit(1)
 	}
-	failed := o.become(os.Args[1], os.Args[2:])
+	var failed *StartError
+	errors.As(o.become(os.Args[1], os.Args[2:]), &failed)
 	_ = json.NewEncoder(os.NewFile(uintptr(o.Status), "status")).Encode(failed)
 	os.Exit(failed.ExitCode())
 }
 
 // become turns this process into the worker; it returns only what stopped it.
-func (o order) become(path string, argv []string) *StartError {
+func (o order) become(path string, argv []string) error {
 	syscall.CloseOnExec(o.Status)
 	env := without(os.Environ(), shimVariable)
 	if o.ListenPID {

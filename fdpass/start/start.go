@@ -83,88 +83,88 @@ const (
 // could not fork; nothing is left behind then, no process and no descriptor.
 //
 // It waits for every file system on the way, without end if need be, and keeps
-// a thread meanwhile: an event loop does not call it. Nobody but the caller
-// waits for the process once it runs. A child that failed is reaped here; where
-// another goroutine reaps whatever ends, it sees some of those.
+// a thread meanwhile: an event loop does not call it, and a caller that has
+// given up still ends what comes of it. Nobody but the caller waits for the
+// process once it runs, and it may have ended when Start returns. A child that
+// failed is reaped here; a goroutine that reaps whatever ends sees some of those.
 func (p Program) Start() (*Started, error) {
 	var started *Started
 	var err error
 	onThrowAwayThread(func() { started, err = p.start() })
+	var reason *StartError
+	if err != nil && !errors.As(err, &reason) {
+		return nil, fmt.Errorf("cannot start %s: %w", p.Command[0], err)
+	}
 	return started, err
 }
 
 // launch is a start under way, on a thread that is thrown away afterwards.
 type launch struct {
 	Program
+	user  *Credential // to be assumed; nil: the master's own
 	found []candidate
 	env   []string
-	files []int // of the child, in their order
-	kept  int   // our number of Program.Kept, below the last of files; or -1
-	shim  *order
+	files []uintptr // of the child, in their order
+	kept  int       // our number of Program.Kept, or -1
+	shim  bool
 }
 
 func (p Program) start() (*Started, error) {
-	l := &launch{Program: p, kept: -1}
+	l := &launch{Program: p, user: p.Credential.toAssume(), kept: -1}
 	if err := l.look(); err != nil {
 		return nil, err
 	}
 	null, err := l.open()
-	if err != nil {
-		return nil, fmt.Errorf("cannot start %s: %w", p.Command[0], err)
-	}
 	defer closeAll(null, l.kept)
-	if separate := prepareThread(p.Umask); !separate || p.ListenPID {
-		l.shim = &order{ListenPID: p.ListenPID, Umask: p.Umask, Dir: []byte(l.Dir), Credential: p.Credential.toAssume(), Status: len(l.files), Kept: l.kept >= 0}
+	if err != nil {
+		return nil, err
 	}
+	l.shim = !prepareThread(p.Umask) || p.ListenPID
 	filter, err := l.intercept()
 	if err != nil {
 		return nil, err
 	}
 	started, err := l.run()
-	if err != nil {
+	switch {
+	case err != nil:
 		closeAll(filter)
-		return nil, err
-	}
-	if filter >= 0 {
+	case filter >= 0:
 		started.Interception = os.NewFile(uintptr(filter), "seccomp notify")
 	}
-	return started, nil
+	return started, err
 }
 
 // look asks the file system, as the user, all that execve will ask again: where
 // it does not answer, this thread waits. In a child that has not become its
 // program yet, the whole Go runtime would wait with it: the child borrows the
-// memory of a thread that no garbage collection can interrupt.
+// memory of a thread that no garbage collection can interrupt. What is left is a
+// file system that stops answering just between this look and execve.
 func (l *launch) look() error {
-	giveBack, err := l.Credential.borrow()
-	if err != nil {
+	if err := l.user.borrow(); err != nil {
 		return err
 	}
 	defer giveBack()
-	if err := l.enter(); err != nil {
+	if err := l.setEnv(); err != nil {
 		return err
 	}
-	if k := l.Kept; k != nil {
-		info, _ := k.file.Stat()
-		l.found = []candidate{{path: k.path, file: k.path, info: info}}
-	} else {
+	l.found = l.Kept.candidates()
+	if l.Kept == nil {
 		l.found = search(l.Command[0], l.Dir, l.env)
 	}
 	for i := range l.found {
-		c := &l.found[i]
-		c.unfit = intercept.CheckProgram(l.readable(c.file), l.Traps != nil && intercept.NeedsNoNewPrivs())
+		l.found[i].unfit = intercept.CheckProgram(l.found[i].file, l.Traps != nil && intercept.NeedsNoNewPrivs())
 	}
 	return nil
 }
 
-// enter sets Dir and the variables that follow from the user and from it.
-func (l *launch) enter() error {
-	env := slices.Clone(l.Env)
+// setEnv adds the variables that follow from the user and from the directory,
+// which can be entered where its "." can be looked up.
+func (l *launch) setEnv() error {
+	env := append([]string{}, l.Env...)
 	if c := l.Credential; c != nil && c.User != "" {
 		env = append(env, "HOME="+c.Home, "USER="+c.User, "LOGNAME="+c.User)
 	}
 	if l.Dir != "" {
-		// A directory can be entered where its "." can be looked up.
 		_, err := os.Stat(l.Dir + "/.")
 		switch {
 		case err == nil && filepath.IsAbs(l.Dir):
@@ -177,21 +177,12 @@ func (l *launch) enter() error {
 			return &StartError{Step: stepEnter, What: l.Dir, Err: errnoOf(err)}
 		}
 	}
-	l.env = (&exec.Cmd{Env: append([]string{}, env...)}).Environ() // without the values that do not count
+	l.env = (&exec.Cmd{Env: env}).Environ() // leaves out the values that do not count
 	return nil
 }
 
-// without copies env.
 func without(env []string, name string) []string {
-	return slices.DeleteFunc(slices.Clone(env), func(kv string) bool { return strings.HasPrefix(kv, name+"=") })
-}
-
-// readable is the name by which this process finds the file of a candidate.
-func (l *launch) readable(file string) string {
-	if l.Kept == nil {
-		return file
-	}
-	return descriptorPath(int(l.Kept.file.Fd()))
+	return slices.DeleteFunc(env, func(kv string) bool { return strings.HasPrefix(kv, name+"=") })
 }
 
 // open collects the child's descriptors. ForkExec moves them in the child to
@@ -210,12 +201,12 @@ func (l *launch) open() (null int, err error) {
 		return -1, &os.PathError{Op: "open", Path: os.DevNull, Err: err}
 	}
 	defer closeAll(low)
-	if null, err = dupAbove(low, above); err != nil {
-		closeAll(l.kept)
-		return -1, err
+	null, err = dupAbove(low, above)
+	l.files = []uintptr{uintptr(null), uintptr(syscall.Stdout), uintptr(syscall.Stderr)}
+	for _, fd := range l.Sockets {
+		l.files = append(l.files, uintptr(fd))
 	}
-	l.files = append([]int{null, syscall.Stdout, syscall.Stderr}, l.Sockets...)
-	return null, nil
+	return null, err
 }
 
 func closeAll(fds ...int) {
@@ -244,8 +235,8 @@ func (l *launch) intercept() (int, error) {
 	return -1, &StartError{Step: stepIntercept, What: "bind and listen of " + l.Command[0], Err: errnoOf(err), Note: note}
 }
 
-// run tries what was found. The first refusal other than "not there" is what
-// the caller hears, if nothing runs.
+// run tries what was found. The first refusal is what the caller hears, if
+// nothing runs.
 func (l *launch) run() (*Started, error) {
 	failed := notThere(l.Command[0])
 	for _, c := range l.found {
@@ -253,52 +244,51 @@ func (l *launch) run() (*Started, error) {
 			return nil, unfit
 		}
 		started, err := l.become(c)
-		var refused *StartError
+		refused, ok := err.(syscall.Errno)
 		switch {
 		case err == nil:
 			started.Path = c.file
+			if l.Kept != nil {
+				started.Path = c.path
+			}
 			return started, nil
-		case !errors.As(err, &refused) || refused.Step != stepExecute:
+		case !ok:
 			return nil, err
-		case refused.Err == syscall.ENOTDIR || refused.Err == syscall.ENOENT && c.gone():
 		case failed.isNotThere():
-			failed = c.refused(refused.Err)
+			failed = c.refused(refused)
 		}
 	}
 	return nil, failed
 }
 
+// become returns execve's own refusal as a bare Errno.
 func (l *launch) become(c candidate) (*Started, error) {
 	path := c.path
 	if l.Kept != nil {
 		path = descriptorPath(l.kept)
 	}
-	if l.shim != nil {
+	if l.shim {
 		return l.throughShim(path)
 	}
-	return l.fork(path, l.Command, l.Dir, l.env, l.files, l.Credential.toAssume())
+	attr := &syscall.ProcAttr{Dir: l.Dir, Env: l.env, Files: l.files, Sys: &syscall.SysProcAttr{Credential: l.user.kernel()}}
+	return fork(path, l.Command, attr)
 }
 
-// fork returns what stopped the child on its way as a refusal of execve: all
-// other steps have been tried before.
-func (l *launch) fork(path string, argv []string, dir string, env []string, files []int, c *Credential) (*Started, error) {
+// fork takes whatever stops the child for a refusal of execve: all other steps
+// have been tried before.
+func fork(path string, argv []string, attr *syscall.ProcAttr) (*Started, error) {
 	pidFD := notForked
-	attr := &syscall.ProcAttr{Dir: dir, Env: env, Sys: attributes(&pidFD)}
-	if c != nil {
-		attr.Sys.Credential = c.kernel()
-	}
-	for _, fd := range files {
-		attr.Files = append(attr.Files, uintptr(fd))
-	}
+	attr.Sys.Setpgid = true
+	askForPidFD(attr.Sys, &pidFD)
 	SealDescriptors()
 	pid, err := syscall.ForkExec(path, argv, attr)
 	switch {
 	case err == nil:
 		return &Started{PID: pid, PidFD: pidFD}, nil
 	case pidFD == notForked:
-		return nil, fmt.Errorf("cannot start %s: %w", l.Command[0], os.NewSyscallError("fork", err))
+		return nil, os.NewSyscallError("fork", err)
 	}
-	return nil, &StartError{Step: stepExecute, What: path, Err: errnoOf(err)}
+	return nil, err
 }
 
 // throughShim starts the shim and waits until it has become the program at
@@ -306,37 +296,38 @@ func (l *launch) fork(path string, argv []string, dir string, env []string, file
 func (l *launch) throughShim(path string) (*Started, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
-		return nil, fmt.Errorf("cannot start %s: %w", l.Command[0], err)
+		return nil, err
 	}
 	defer r.Close()
 	defer w.Close()
-	files := append(slices.Clone(l.files), int(w.Fd()))
-	if l.kept >= 0 {
-		files = append(files, l.kept)
-	}
-	text, err := json.Marshal(l.shim)
+	o := order{Status: len(l.files), Kept: l.kept >= 0, ListenPID: l.ListenPID, Umask: l.Umask, Dir: []byte(l.Dir), Credential: l.user}
+	text, err := json.Marshal(o)
 	if err != nil {
 		return nil, err
 	}
-	env := append(without(l.env, shimVariable), shimVariable+"="+string(text))
-	started, err := l.fork(ownExecutable(), append([]string{shimName, path}, l.Command...), "", env, files, nil)
-	var own *StartError
-	if errors.As(err, &own) {
-		return nil, fmt.Errorf("cannot start %s: %w", l.Command[0], err) // it is moult's binary that fails here
+	attr := &syscall.ProcAttr{Sys: &syscall.SysProcAttr{}, Files: append(slices.Clone(l.files), w.Fd())}
+	if o.Kept {
+		attr.Files = append(attr.Files, uintptr(l.kept))
 	}
-	if err != nil {
-		return nil, err
-	}
+	attr.Env = append(without(slices.Clone(l.env), shimVariable), shimVariable+"="+string(text))
+	own := ownExecutable()
+	started, err := fork(own, append([]string{shimName, path}, l.Command...), attr)
 	w.Close()
-	failed := &StartError{}
-	if json.NewDecoder(r).Decode(failed) != nil {
-		return started, nil
+	if errno, ok := err.(syscall.Errno); ok {
+		return nil, &os.PathError{Op: "execute", Path: own, Err: errno}
+	}
+	var failed StartError
+	if err != nil || json.NewDecoder(r).Decode(&failed) != nil {
+		return started, err
 	}
 	closeAll(started.PidFD)
 	for err = syscall.EINTR; err == syscall.EINTR; {
 		_, err = syscall.Wait4(started.PID, nil, 0, nil)
 	}
-	return nil, failed
+	if failed.Step == stepExecute {
+		return nil, failed.Err
+	}
+	return nil, &failed
 }
 
 // ownExecutable is the running image, not what stands at its path by now: a
