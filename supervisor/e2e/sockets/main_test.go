@@ -1,0 +1,11 @@
+//go:build linux
+
+package sockets
+
+import (
+	"testing"
+
+	"github.com/moult/moult/supervisor/e2e/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }

@@ -1,0 +1,197 @@
+//go:build linux
+
+package testkit
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Steps of the worker "binds" that no honest server takes.
+
+// echo answers datagrams with the generation and what they said.
+func (b *binder) echo(address string) {
+	conn, err := net.ListenPacket("udp", address)
+	if err != nil {
+		Fail("%v", err)
+	}
+	echoOn(conn)
+}
+
+func echoOn(conn net.PacketConn) {
+	say("bound", conn.LocalAddr())
+	go func() {
+		buffer := make([]byte, 2048)
+		for {
+			n, peer, err := conn.ReadFrom(buffer)
+			if err != nil {
+				Fail("%v", err)
+			}
+			conn.WriteTo(fmt.Appendf(nil, "%s %s", os.Getenv("MOULT_GENERATION"), buffer[:n]), peer)
+		}
+	}()
+}
+
+// flip binds while another thread changes the port in the address between one
+// that is allowed and one that is not.
+func (b *binder) flip(value string, _ []string) {
+	var host string
+	var allowed, forbidden uint16
+	if _, err := fmt.Sscanf(strings.ReplaceAll(value, ",", " "), "%s %d %d", &host, &allowed, &forbidden); err != nil {
+		Fail("flip %q: %v", value, err)
+	}
+	address := &unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: [4]byte(net.ParseIP(host).To4())}
+	var over atomic.Bool
+	go changePort(address, allowed, forbidden, &over)
+	var held, refused, wrong int
+	for range 2000 {
+		// Whoever reads the address while it changes may get a half of each,
+		// the kernel as well: what counts is that no low port is had.
+		switch port := bindRaw(address); {
+		case port == 0:
+			refused++
+		case port < 1024:
+			wrong++
+		default:
+			held++
+		}
+	}
+	over.Store(true)
+	say("flipped", held, refused, wrong)
+}
+
+// changePort writes both ports in turn into an address that another thread
+// uses.
+func changePort(address *unix.RawSockaddrInet4, first, second uint16, over *atomic.Bool) {
+	word := (*uint32)(unsafe.Pointer(address)) // family and port, in one write
+	var words [2]uint32
+	for i, port := range [2]uint16{first, second} {
+		whole := unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port>>8 | port<<8}
+		words[i] = *(*uint32)(unsafe.Pointer(&whole))
+	}
+	for i := 0; !over.Load(); i++ {
+		atomic.StoreUint32(word, words[i%2])
+	}
+}
+
+// bindRaw returns the port on which the new socket listened, 0 if on none.
+func bindRaw(address *unix.RawSockaddrInet4) uint16 {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		Fail("%v", err)
+	}
+	defer unix.Close(fd)
+	_, _, errno := unix.Syscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(address)), unsafe.Sizeof(*address))
+	if errno != 0 || unix.Listen(fd, 1) != nil {
+		return 0
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		Fail("%v", err)
+	}
+	return uint16(name.(*unix.SockaddrInet4).Port)
+}
+
+// many listens on port after port and keeps them all.
+func (b *binder) many(value string, _ []string) {
+	host, limit, _ := strings.Cut(value, ",")
+	n, err := strconv.Atoi(limit)
+	if err != nil {
+		Fail("many %q", value)
+	}
+	for i := range n {
+		var listener net.Listener
+		listener, err = net.Listen("tcp4", net.JoinHostPort(host, strconv.Itoa(33000+i)))
+		if err != nil {
+			break
+		}
+		b.open = append(b.open, listener)
+	}
+	say("listens", len(b.open), errnoName(err))
+}
+
+// amongAlarms binds N ports of HOST, from "HOST,N", on a thread that gets one
+// signal after the other, N at least. Each restarts the system call that it
+// interrupts: the master may meet one bind twice.
+func (b *binder) amongAlarms(value string, _ []string) {
+	host, limit, _ := strings.Cut(value, ",")
+	n, err := strconv.Atoi(limit)
+	if err != nil {
+		Fail("alarms %q", value)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGALRM)
+	var sent atomic.Int64
+	var over atomic.Bool
+	go alarm(unix.Gettid(), &sent, &over)
+	failures := map[string]int{}
+	for i := 0; i < n || sent.Load() < int64(n); i++ {
+		listener, err := net.Listen("tcp4", net.JoinHostPort(host, strconv.Itoa(34000+i%n)))
+		if err != nil {
+			failures[errnoName(err)]++
+			continue
+		}
+		listener.Close()
+	}
+	over.Store(true)
+	say("alarmed", sent.Load(), "times, failed", failures)
+}
+
+func alarm(thread int, sent *atomic.Int64, over *atomic.Bool) {
+	for !over.Load() {
+		unix.Tgkill(os.Getpid(), thread, syscall.SIGALRM)
+		sent.Add(1)
+		time.Sleep(50 * time.Microsecond)
+	}
+}
+
+// listenByRing binds and listens by io_uring, which no filter of system calls
+// sees.
+func listenByRing(address string) net.Listener {
+	fd, err := RingSocket(address)
+	if err != nil {
+		Fail("io_uring: %v", err)
+	}
+	return ListenerOf(fd)
+}
+
+// RingSocket is a listening socket on an IPv4 address, bound by io_uring.
+func RingSocket(address string) (int, error) {
+	host, err := net.ResolveTCPAddr("tcp4", address)
+	if err != nil {
+		return -1, err
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	port := uint16(host.Port)
+	name := &unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port>>8 | port<<8, Addr: [4]byte(host.IP.To4())}
+	r, err := newRing()
+	if err == nil {
+		defer r.close()
+		err = r.do(ringEntry{opcode: ringBind, fd: int32(fd), address: uint64(uintptr(unsafe.Pointer(name))), offset: uint64(unsafe.Sizeof(*name))})
+	}
+	runtime.KeepAlive(name)
+	if err == nil {
+		err = r.do(ringEntry{opcode: ringListen, fd: int32(fd), length: 128})
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
