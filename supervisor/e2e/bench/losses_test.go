@@ -3,6 +3,7 @@
 package bench
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -19,7 +20,7 @@ import (
 func TestKeepAliveLossesAreTheServersOwn(t *testing.T) {
 	for _, name := range []string{"graceful", "plain"} {
 		t.Run(name, func(t *testing.T) {
-			upgrades := testkit.Times(8, 2, 50)
+			upgrades := testkit.Times(6, 2, 50)
 			ours, direct := keepAliveLosses(t, name, upgrades)
 			t.Logf("%d upgrades, %d kept connections: %d lost under moult, %d by the signal alone",
 				upgrades, keptConnections, ours.Failures(), direct.Failures())
@@ -38,30 +39,46 @@ func TestKeepAliveLossesAreTheServersOwn(t *testing.T) {
 	}
 }
 
+// Requests that clients lose which keep their connection and never retry: under
+// moult, and when the same server gets its drain signal directly.
+func BenchmarkKeepAliveLosses(b *testing.B) {
+	for _, name := range []string{"graceful", "plain"} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				upgrades := testkit.Times(10, 3, 100)
+				ours, direct := keepAliveLosses(b, name, upgrades)
+				b.ReportMetric(float64(ours.Failures())/float64(upgrades), "lost-moult/upgrade")
+				b.ReportMetric(float64(direct.Failures())/float64(upgrades), "lost-direct/upgrade")
+				for _, sample := range ours.Samples[:min(3, len(ours.Samples))] {
+					b.Log(fmt.Sprint(sample))
+				}
+			}
+		})
+	}
+}
+
 const keptConnections = 16
 
 // keepAliveLosses upgrades the same server under moult and by hand, in turns
 // and with both under load, so that both have the same machine.
 func keepAliveLosses(t testing.TB, name string, upgrades int) (ours, direct load.Report) {
 	t.Helper()
-	kept := func(address string) *load.Traffic {
-		return testkit.Traffic(t, load.Config{Address: address, Mode: load.KeepAlive, Clients: keptConnections, Pause: time.Millisecond})
+	kept := func(address string) *testkit.Clients {
+		return testkit.Ask(t, load.Config{Address: address, Mode: load.KeepAlive, Clients: keptConnections, Pause: time.Millisecond})
 	}
-	address := testkit.FreeAddress(t)
 	// These connections never end by themselves: to wait for it is in vain.
-	m := testkit.Run(t, []string{"-l", address, "--quiesce", "200ms"}, testkit.WorkerCommand(name))
-	m.WaitServing(1)
+	m := testkit.Listen(t, name, "--quiesce", "200ms").Serving()
 	byHand := newByHand(t, name)
-	ourClients, directClients := kept(address), kept(byHand.address)
-	for generation := range upgrades {
-		testkit.Flowing(t, ourClients)
+	ourClients, directClients := kept(m.Address), kept(byHand.address)
+	for range upgrades {
+		ourClients.Flow()
 		m.Upgrade()
-		m.WaitState(generation+1, "gone")
-		testkit.Flowing(t, directClients)
+		m.Retire()
+		directClients.Flow()
 		byHand.upgrade(t)
 	}
-	testkit.Flowing(t, ourClients)
-	testkit.Flowing(t, directClients)
+	ourClients.Flow()
+	directClients.Flow()
 	ours, direct = ourClients.Stop(), directClients.Stop()
 	m.Stop()
 	return ours, direct
@@ -73,35 +90,40 @@ type byHand struct {
 	name       string
 	address    string
 	socket     *os.File
-	process    *exec.Cmd
+	pid        int
 	generation int
 }
 
 func newByHand(t testing.TB, name string) *byHand {
 	t.Helper()
-	h := &byHand{name: name, address: testkit.FreeAddress(t), generation: 1}
+	h := &byHand{name: name, address: testkit.FreeAddress(t)}
 	h.socket = testkit.Listening(t, "tcp", h.address)
-	h.process = testkit.StartBare(t, h.socket, 1, testkit.WorkerCommand(name))
-	testkit.Answers(t, "tcp", h.address)
+	h.start(t)
 	return h
 }
 
-func (h *byHand) upgrade(t testing.TB) {
-	t.Helper()
+func (h *byHand) start(t testing.TB) {
 	h.generation++
-	old := h.process
-	h.process = testkit.StartBare(t, h.socket, h.generation, testkit.WorkerCommand(h.name))
+	h.pid, _ = testkit.StartAlone(t, h.generation, []*os.File{h.socket}, nil, testkit.Worker(h.name))
 	testkit.Until(t, "the next process serves", func() error {
-		if n := testkit.GenerationAt("tcp", h.address); n != h.generation {
+		if n := testkit.GenerationAt(h.address); n != h.generation {
 			return fmt.Errorf("generation %d", n)
 		}
 		return nil
 	})
+}
+
+func (h *byHand) upgrade(t testing.TB) {
+	t.Helper()
+	old := h.pid
+	h.start(t)
 	// By a process of its own, as a supervisor is one: the moment at which the
 	// clients' own process sends it is not a random one.
-	kill := exec.Command("/bin/sh", "-c", fmt.Sprintf("sleep 0.2; kill -TERM %d", old.Process.Pid))
-	if err := kill.Run(); err != nil {
-		t.Fatal(err)
-	}
-	old.Wait()
+	testkit.OK(t, exec.Command("/bin/sh", "-c", fmt.Sprintf("sleep 0.2; kill -TERM %d", old)).Run())
+	testkit.Until(t, "the old process has ended", func() error {
+		if testkit.Alive(old) {
+			return errors.New("it lives")
+		}
+		return nil
+	})
 }

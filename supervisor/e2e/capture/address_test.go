@@ -3,22 +3,17 @@
 package capture
 
 import (
-	"fmt"
-	"net"
-	"os"
-	"path/filepath"
-	"slices"
-	"strconv"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/moult/moult/supervisor/e2e/testkit"
-	"github.com/moult/moult/supervisor/load"
 )
 
-// Generations that do not bind the same addresses, and addresses that are not
-// theirs.
+// Generations that do not bind the same addresses, addresses that come or go
+// late, and those of an interface.
 
 // The more specific of two addresses would take clients from the old
 // generation before the new one is promoted.
@@ -36,26 +31,22 @@ func TestOverlappingAddressesAreRefused(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			testkit.RequireIPv6(t)
-			address := testkit.FreeAddress(t)
-			port := ":" + testkit.PortOf(address)
-			p := testkit.NewPlan(t, "binds "+test.first+port+" end=graceful")
-			m := testkit.Run(t, nil, p.Command())
-			m.WaitServing(1)
-			clients := testkit.Traffic(t, load.Config{Address: address})
-			testkit.Flowing(t, clients)
-			p.Set(t, "binds "+test.next+port+" end=graceful")
-			mark := m.Mark()
-			m.UpgradeFails()
-			_, first, _ := strings.Cut(test.first, "=")
-			_, next, _ := strings.Cut(test.next, "=")
-			m.WaitLog(mark, "both addresses are named", testkit.Mentions(first+port, next+port))
-			testkit.Flowing(t, clients)
-			testkit.AnsweredBy(t, address, 1)
-			p.Set(t, "binds "+test.first+port+" end=graceful")
+			plan := func(step string) string { return "binds " + step + ":{p} end=graceful" }
+			address := func(m *testkit.Master, step string) string {
+				_, host, _ := strings.Cut(step, "=")
+				return m.Fill(host + ":{p}")
+			}
+			m := testkit.Capture(t, plan(test.first)).Serving()
+			clients := m.Ask(16)
+			clients.Flow()
+			m.Next(plan(test.next))
+			m.UpgradeFails(address(m, test.first), address(m, test.next))
+			clients.Flow()
+			m.AnsweredBy(1)
+			m.Next(plan(test.first))
 			m.Upgrade()
-			testkit.Flowing(t, clients)
-			testkit.Lossless(t, clients)
-			m.Stop()
+			clients.Flow()
+			clients.Lossless()
 		})
 	}
 }
@@ -75,41 +66,35 @@ func TestNewGenerationBindsOtherAddresses(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			places := strings.NewReplacer("{a}", testkit.FreeAddress(t), "{b}", testkit.FreeAddress(t), "{c}", testkit.FreeAddress(t))
-			p := testkit.NewPlan(t, "binds "+places.Replace(test.first))
-			m := testkit.Run(t, []string{"--quiesce", "20s", "--ready-timeout", "8s"}, p.Command())
-			m.WaitServing(1)
-			var clients *load.Traffic
-			if test.kept != "" {
-				clients = testkit.Traffic(t, load.Config{Address: places.Replace(test.kept)})
-				testkit.Flowing(t, clients)
+			m := testkit.Capture(t, "binds "+test.first, "--quiesce", "20s", "--ready-timeout", "2s").Serving()
+			kept, lost, added := m.Fill(test.kept), m.Fill(test.lost), m.Fill(test.added)
+			var clients *testkit.Clients
+			if kept != "" {
+				clients = testkit.AskAt(t, kept, 16)
+				clients.Flow()
 			}
-			lost := places.Replace(test.lost)
 			var slow testkit.HeldRequest
 			if lost != "" {
-				slow = testkit.Hold(t, lost, "/?sleep=12s") // keeps the old generation
+				slow = testkit.Hold(t, lost, "/?sleep=5s") // keeps the old generation
 			}
-			p.Set(t, "binds "+places.Replace(test.next))
+			m.Next("binds " + test.next)
 			mark := m.Mark()
 			m.Upgrade()
-			if test.added != "" {
-				testkit.AnsweredBy(t, places.Replace(test.added), 2)
+			if added != "" {
+				testkit.AnsweredBy(t, added, 2)
 			}
 			if lost != "" {
 				m.WaitLog(mark, "what is missing is named", testkit.Mentions(`"warn"`, lost))
 				testkit.AnsweredBy(t, lost, 1)
-				if err := slow.Finish(); err != nil {
-					t.Errorf("a client of the address that goes was cut: %v", err)
-				}
+				testkit.Finish(t, "of the address that goes", slow)
 				m.WaitState(1, "gone")
 				testkit.Refused(t, lost)
 			}
 			if clients != nil {
-				testkit.Flowing(t, clients)
-				testkit.Lossless(t, clients)
-				testkit.AnsweredBy(t, places.Replace(test.kept), 2)
+				clients.Flow()
+				clients.Lossless()
+				testkit.AnsweredBy(t, kept, 2)
 			}
-			m.Stop()
 		})
 	}
 }
@@ -118,105 +103,195 @@ func TestNewGenerationBindsOtherAddresses(t *testing.T) {
 // another program.
 func TestAddressThatWentIsFree(t *testing.T) {
 	t.Parallel()
-	kept, other := testkit.FreeAddress(t), testkit.FreeAddress(t)
-	p := testkit.NewPlan(t, "binds tcp="+kept+" tcp="+other)
-	m := testkit.Run(t, []string{"--ready-timeout", "4s"}, p.Command())
-	m.WaitServing(1)
-	p.Set(t, "binds tcp="+kept)
+	m := testkit.Capture(t, "binds tcp={a} tcp={b}", "--ready-timeout", "1s").Serving()
+	other := m.Fill("{b}")
+	m.Next("binds tcp={a}")
 	m.Upgrade()
-	m.WaitState(1, "gone")
+	m.Retire()
 	testkit.Refused(t, other)
-	listener, err := net.Listen("tcp", other)
-	if err != nil {
-		t.Fatalf("it is not free: %v", err)
-	}
-	listener.Close()
-	p.Set(t, "binds tcp="+kept+" tcp="+other)
+	testkit.MustBeFree(t, other)
+	m.Next("binds tcp={a} tcp={b}")
 	m.Upgrade()
 	testkit.AnsweredBy(t, other, 3)
-	m.Stop()
-}
-
-// A stranger in the group would shift every index.
-func TestStrangerInAnInterceptedGroup(t *testing.T) {
-	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Binds(t, nil, "tcp="+address, "end=graceful")
-	m.WaitServing(1)
-	m.Upgrade() // a group from now on, whatever it was before
-	m.WaitState(1, "gone")
-	config := net.ListenConfig{Control: testkit.ReusePort}
-	config.SetMultipathTCP(false)
-	stranger, err := config.Listen(t.Context(), "tcp", address)
-	if err != nil {
-		return // kept out altogether: better still
-	}
-	defer stranger.Close()
-	clients := testkit.Traffic(t, load.Config{Address: address, Clients: 4})
-	testkit.Flowing(t, clients)
-	mark := m.Mark()
-	m.UpgradeFails()
-	m.WaitLog(mark, "the stranger is named", testkit.Mentions(strconv.Itoa(os.Getpid())))
-	testkit.Flowing(t, clients)
-	stranger.Close()
-	m.Upgrade()
-	testkit.Flowing(t, clients)
-	testkit.Lossless(t, clients)
-	m.Stop()
 }
 
 // Workers that share one socket must drain by themselves; that is all that is
 // lost by it.
 func TestInterceptedAndShared(t *testing.T) {
-	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Binds(t, []string{"--handover", "share"}, "tcp="+address, "end=graceful")
-	m.WaitServing(1)
-	clients := testkit.Traffic(t, load.Config{Address: address})
-	upgrades := testkit.Times(5, 2, 50)
-	for range upgrades {
-		testkit.Flowing(t, clients)
-		m.Upgrade()
+	for name, test := range map[string]struct {
+		address string
+		flags   []string
+	}{
+		"handover":      {"{a}", []string{"--handover", "share"}},
+		"abstract name": {"@moult-test-{p}", nil}, // cannot be taken over
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			network := map[bool]string{true: "unix=", false: "tcp="}[strings.HasPrefix(test.address, "@")]
+			m := testkit.Capture(t, "binds "+network+test.address+" end=graceful", test.flags...).Serving()
+			clients := testkit.AskAt(t, m.Fill(test.address), 16)
+			upgrades := testkit.Times(4, 2, 50)
+			for range upgrades {
+				clients.Flow()
+				m.Upgrade()
+			}
+			m.Retire()
+			clients.Flow()
+			testkit.AnsweredBy(t, m.Fill(test.address), upgrades+1)
+			clients.ShutdownLosses(upgrades)
+		})
 	}
-	m.WaitState(upgrades, "gone")
-	testkit.AnsweredBy(t, address, upgrades+1)
-	testkit.AtMostShutdownLosses(t, clients, upgrades)
-	m.Stop()
 }
 
-// Workers come and go on one port under load.
-func TestScaleOfInterceptedWorkers(t *testing.T) {
+// Long is what a request for a slow answer takes, which is then in hand.
+const longRequest = "/?sleep=6s"
+
+// The old generation serves on until the new one has bound the last address.
+func TestSecondAddressComesLate(t *testing.T) {
+	testkit.TakesLong(t)
 	t.Parallel()
-	address, control := testkit.FreeAddress(t), filepath.Join(t.TempDir(), "c")
-	m := testkit.Binds(t, []string{"-n", "3", "--control", control}, "tcp="+address)
+	m := testkit.Capture(t, "binds tcp={a} wait={gate} tcp={b}")
+	m.Pass(1)
 	m.WaitServing(1)
-	clients := testkit.Traffic(t, load.Config{Address: address})
-	settle := func(want int) {
-		t.Helper()
-		testkit.Until(t, strconv.Itoa(want)+" workers serve", func() error {
-			var states []string
-			for _, w := range testkit.StatusOf(t, control).Workers {
-				states = append(states, w.State)
-			}
-			if !slices.Equal(states, slices.Repeat([]string{"serving"}, want)) {
-				return fmt.Errorf("they are %v", states)
-			}
-			return nil
-		})
-		testkit.Flowing(t, clients)
+	late := m.Fill("{b}")
+	testkit.Answers(t, late)
+	clients := testkit.AskAt(t, late, 8)
+	clients.Flow()
+	m.Signal(syscall.SIGHUP)
+	m.Said(2, "waits")
+	testkit.Finish(t, "of the first address", m.Hold(longRequest))
+	if m.Logged(testkit.Reaches(2, "serving")) != 0 {
+		t.Error("generation 2 serves without the second address")
 	}
-	settle(3)
-	for range testkit.Times(3, 1, 20) {
-		m.Signal(syscall.SIGTTIN)
-		settle(4)
-		m.Signal(syscall.SIGTTOU)
-		settle(3)
-		m.Signal(syscall.SIGTTOU)
-		settle(2)
+	clients.Flow()
+	m.Pass(1)
+	m.WaitServing(2)
+	m.Retire()
+	clients.Flow()
+	clients.Lossless()
+	testkit.AnsweredBy(t, late, 2)
+}
+
+// What comes after a crash waits for a replacement that takes its time.
+func TestReplacementBindsTheSecondAddressLate(t *testing.T) {
+	testkit.TakesLong(t)
+	t.Parallel()
+	m := testkit.Capture(t, "binds tcp={a} wait={gate} tcp={b}", "--restart-delay", "10ms..50ms")
+	m.Pass(1)
+	pid, late := m.WaitServing(1).PID, m.Fill("{b}")
+	testkit.Answers(t, late)
+	mark := m.Mark()
+	testkit.KillProcess(pid)
+	m.WaitLog(mark, "the replacement waits", testkit.Says("waits "))
+	queue := testkit.Queue(t, late, 10)
+	testkit.Finish(t, "of the first address", m.Hold(longRequest))
+	queue = append(queue, testkit.Queue(t, late, 10)...)
+	m.Pass(1)
+	testkit.Finish(t, "before the address was bound again", queue...)
+}
+
+// A replacement that does not bind all that the first one did serves, however
+// short the time for being ready is, and what it lacks is refused in the end.
+func TestReplacementThatLacksAnAddress(t *testing.T) {
+	testkit.TakesLong(t)
+	t.Parallel()
+	m := testkit.Capture(t, "binds tcp={a} tcp={b}", "--ready-timeout", "3s", "--restart-delay", "10ms..50ms")
+	pid := m.WaitServing(1).PID
+	m.Next("binds tcp={a}")
+	mark := m.Mark()
+	testkit.KillProcess(pid)
+	pid = m.WaitReplaced(mark)
+	testkit.Refused(t, m.Fill("{b}"))
+	if got := m.Self().PID; got != pid {
+		t.Errorf("process %d answers, want the first replacement, %d", got, pid)
+	}
+	m.UpgradeUnderLoad(1)
+}
+
+// An upgrade takes over what a dead generation has left, binds one address more,
+// and fails: the master keeps nothing of it.
+func TestFailedTakeoverLeavesNothingBehind(t *testing.T) {
+	testkit.TakesLong(t)
+	t.Parallel()
+	m := testkit.Capture(t, "binds tcp={a}", "--restart-delay", "10s..10s")
+	pid, added := m.WaitServing(1).PID, m.Fill("{b}")
+	m.Next("sh exit 3")
+	mark := m.Mark()
+	testkit.KillProcess(pid)
+	m.WaitLog(mark, "no worker lives for a while", testkit.Mentions("started again after a delay"))
+	queue := testkit.Queue(t, m.Address, 10)
+	m.Next("binds tcp={b} exit=3")
+	m.UpgradeFails()
+	m.BoundBy(2, 1)
+	m.Next("binds tcp={a}")
+	testkit.Refused(t, added)
+	if m.Logged(testkit.Reaches(1, "starting")) != 2 {
+		t.Error("it listens on until a replacement is started")
+	}
+	testkit.Finish(t, "while nobody lived", queue...)
+	testkit.Refused(t, added)
+	m.UpgradeUnderLoad(1)
+}
+
+// No upgrade waits for an address that has been closed for long.
+func TestAddressClosedLongAfterItsBind(t *testing.T) {
+	testkit.TakesLong(t)
+	t.Parallel()
+	m := testkit.Capture(t, "binds tcp={a} tcp={b}", "--ready-timeout", "60s").Serving()
+	closed := m.Fill("{b}")
+	testkit.Answers(t, closed)
+	testkit.Finish(t, "of the first address", m.Hold(longRequest))
+	testkit.MustGet(t, m.Address, "/close")
+	m.Next("binds tcp={a}")
+	mark := m.Mark()
+	m.Upgrade() // within the tests' patience, which is shorter than half a minute
+	testkit.Refused(t, closed)
+	for _, e := range m.Entries(mark) {
+		if e.Level == "warn" && strings.Contains(e.Raw, closed) {
+			t.Errorf("the log says that it is still served: %s", e.Raw)
+		}
+	}
+}
+
+// A link-local address is one on its interface only, and the bind alone says
+// which.
+func TestLinkLocalAddress(t *testing.T) {
+	testkit.RequireRoot(t, "make a network namespace")
+	t.Parallel()
+	side := testkit.NewNamespace(t, testkit.ServerHost, testkit.ClientHost)
+	const address = "[fe80::5%moult0]:8080"
+	var m *testkit.Master
+	side.Enter(t, func() {
+		line := []string{"-6", "address", "add", "fe80::5/64", "dev", "moult0", "nodad"}
+		if output, err := exec.Command("ip", line...).CombinedOutput(); err != nil {
+			testkit.Skip(t, "no IPv6 here: "+string(output))
+		}
+		m = testkit.Capture(t, "binds tcp6="+address+" end=graceful", "-n", "2")
+	})
+	for generation := 1; generation <= 3; generation++ {
+		m.WaitServing(generation)
+		side.Enter(t, func() { testkit.AnsweredBy(t, address, generation) })
 		m.Upgrade()
-		m.Signal(syscall.SIGTTIN)
-		settle(3)
 	}
-	testkit.Lossless(t, clients)
-	m.Stop()
+}
+
+// One listener for each interface, on the same address.
+func TestListenerPerInterface(t *testing.T) {
+	testkit.RequireRoot(t, "make a network namespace")
+	t.Parallel()
+	serverSide, clientSide := testkit.FarApart(t, time.Millisecond)
+	var m *testkit.Master
+	serverSide.Enter(t, func() {
+		m = testkit.Capture(t, "binds device=lo,0.0.0.0:8080 device=moult0,0.0.0.0:8080 end=graceful")
+	})
+	m.WaitServing(1)
+	clients := testkit.StartFarClients(t, clientSide, testkit.ServerHost+":8080", 8)
+	for range testkit.Times(3, 2, 20) {
+		clients.Flow()
+		m.Upgrade()
+		serverSide.Enter(t, func() { testkit.AnsweredBy(t, "127.0.0.1:8080", m.Generation()) })
+	}
+	m.Retire()
+	clients.Flow()
+	clients.Lossless()
 }

@@ -14,8 +14,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,14 +24,14 @@ import (
 // container is one that runs; its client's connections begin inside its network
 // namespace, since it has no other network.
 type container struct {
-	engine *containerEngine
+	*engine
 	name   string
 	pid    int // of the container's PID 1, as seen from outside
 	client *http.Client
 }
 
 // start runs the server's image and returns once it answers.
-func (e *containerEngine) start(t *testing.T, flags []string, command ...string) *container {
+func (e *engine) start(t *testing.T, flags []string, command ...string) *container {
 	t.Helper()
 	c := &container{engine: e, name: e.name()}
 	c.client = &http.Client{
@@ -60,15 +58,15 @@ func (e *containerEngine) start(t *testing.T, flags []string, command ...string)
 // stop stops the container with more time than moult's own limits add up to.
 func (c *container) stop(t *testing.T) {
 	t.Helper()
-	c.engine.mustPodman(t, "stop", "--time", "60", c.name)
-	if code := c.engine.inspect(t, c.name, "{{.State.ExitCode}}"); code != "0" {
+	c.mustPodman(t, "stop", "--time", "60", c.name)
+	if code := c.inspect(t, c.name, "{{.State.ExitCode}}"); code != "0" {
 		t.Errorf("exit code after the stop: %s, want 0", code)
 	}
 }
 
 func (c *container) signal(t *testing.T, name string) {
 	t.Helper()
-	c.engine.mustPodman(t, "kill", "--signal", name, c.name)
+	c.mustPodman(t, "kill", "--signal", name, c.name)
 }
 
 // masterStart returns what tells one process from the next with the same pid:
@@ -132,13 +130,11 @@ func decodeAnswer(response *http.Response, value any) error {
 
 func (c *container) mustGet(t *testing.T, path string, value any) {
 	t.Helper()
-	if err := c.get(path, value); err != nil {
-		t.Fatalf("GET %s: %v", path, err)
-	}
+	testkit.OK(t, c.get(path, value))
 }
 
-// containerWorker is what the server tells of itself.
-type containerWorker struct {
+// answer is what the server tells of itself.
+type answer struct {
 	PID        int    `json:"pid"`
 	Generation string `json:"generation"`
 	err        error
@@ -146,15 +142,13 @@ type containerWorker struct {
 
 // getInFlight returns once the server has begun to answer; the whole answer
 // arrives on the channel.
-func (c *container) getInFlight(t *testing.T, path string) <-chan containerWorker {
+func (c *container) getInFlight(t *testing.T, path string) <-chan answer {
 	t.Helper()
 	response, err := c.client.Get("http://127.0.0.1:8080" + path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	answered := make(chan containerWorker, 1)
+	testkit.OK(t, err)
+	answered := make(chan answer, 1)
 	go func() {
-		var worker containerWorker
+		var worker answer
 		worker.err = decodeAnswer(response, &worker)
 		answered <- worker
 	}()
@@ -164,7 +158,7 @@ func (c *container) getInFlight(t *testing.T, path string) <-chan containerWorke
 func (c *container) waitForGeneration(t *testing.T, generation int) {
 	t.Helper()
 	testkit.Until(t, fmt.Sprintf("generation %d answers", generation), func() error {
-		var worker containerWorker
+		var worker answer
 		if err := c.get("/", &worker); err != nil {
 			return err
 		}
@@ -175,61 +169,17 @@ func (c *container) waitForGeneration(t *testing.T, generation int) {
 	})
 }
 
-// containerProcess is one process as seen from inside the container.
-type containerProcess struct {
+// process is one process as seen from inside the container.
+type process struct {
 	PID    int    `json:"pid"`
 	Parent int    `json:"parent"`
 	State  string `json:"state"`
 	Name   string `json:"name"`
 }
 
-func (c *container) processes(t *testing.T) []containerProcess {
+func (c *container) processes(t *testing.T) []process {
 	t.Helper()
-	var table []containerProcess
+	var table []process
 	c.mustGet(t, "/ps", &table)
 	return table
-}
-
-// containerLoad is a number of clients that ask as fast as they are answered.
-type containerLoad struct {
-	done     chan struct{}
-	clients  sync.WaitGroup
-	requests atomic.Int64
-	mu       sync.Mutex
-	failures []error
-}
-
-func startContainerLoad(c *container, clients int) *containerLoad {
-	load := &containerLoad{done: make(chan struct{})}
-	for range clients {
-		load.clients.Go(func() {
-			for {
-				select {
-				case <-load.done:
-					return
-				default:
-					load.request(c)
-				}
-			}
-		})
-	}
-	return load
-}
-
-func (l *containerLoad) request(c *container) {
-	var worker containerWorker
-	err := c.get("/", &worker)
-	l.requests.Add(1)
-	if err == nil {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.failures = append(l.failures, err)
-}
-
-func (l *containerLoad) stop() (requests int64, failures []error) {
-	close(l.done)
-	l.clients.Wait()
-	return l.requests.Load(), l.failures
 }

@@ -20,21 +20,19 @@ import (
 	"github.com/moult/moult/supervisor/e2e/testkit"
 )
 
-// containerEngine is podman with a store of its own, which goes with the test.
-type containerEngine struct {
+// engine is podman with a store of its own, which goes with the test.
+type engine struct {
 	dir         string
 	serverImage string
 	names       atomic.Int64
 }
 
-func newContainerEngine(t *testing.T) *containerEngine {
+func newEngine(t *testing.T) *engine {
 	t.Helper()
 	// Not t.TempDir: conmon puts sockets below it, whose paths must be short.
 	dir, err := os.MkdirTemp("", "moult")
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := &containerEngine{dir: dir, serverImage: "server"}
+	testkit.OK(t, err)
+	e := &engine{dir: dir, serverImage: "server"}
 	t.Cleanup(func() {
 		if output, err := e.podman("rm", "--all", "--force", "--time", "0"); err != nil {
 			t.Errorf("cannot remove the containers: %v\n%s", err, output)
@@ -47,7 +45,7 @@ func newContainerEngine(t *testing.T) *containerEngine {
 }
 
 // podman runs one command to its end and returns what it has printed.
-func (e *containerEngine) podman(arguments ...string) (string, error) {
+func (e *engine) podman(arguments ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	output, err := exec.CommandContext(ctx, "podman", append([]string{
@@ -57,7 +55,7 @@ func (e *containerEngine) podman(arguments ...string) (string, error) {
 	return strings.TrimSpace(string(output)), err
 }
 
-func (e *containerEngine) mustPodman(t *testing.T, arguments ...string) string {
+func (e *engine) mustPodman(t *testing.T, arguments ...string) string {
 	t.Helper()
 	output, err := e.podman(arguments...)
 	if err != nil {
@@ -66,27 +64,27 @@ func (e *containerEngine) mustPodman(t *testing.T, arguments ...string) string {
 	return output
 }
 
-func (e *containerEngine) inspect(t *testing.T, name, format string) string {
+func (e *engine) inspect(t *testing.T, name, format string) string {
 	t.Helper()
 	return e.mustPodman(t, "inspect", "--format", format, name)
 }
 
-func (e *containerEngine) name() string { return "moult-" + strconv.FormatInt(e.names.Add(1), 10) }
+func (e *engine) name() string { return "moult-" + strconv.FormatInt(e.names.Add(1), 10) }
 
 // limits keep podman from raising limits, which machines that are containers
 // themselves refuse.
-func (e *containerEngine) limits() []string {
+func (e *engine) limits() []string {
 	return []string{"--network", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"}
 }
 
-func (e *containerEngine) runFlags(name string, more ...string) []string {
+func (e *engine) runFlags(name string, more ...string) []string {
 	flags := append([]string{"run", "--name", name, "--log-driver", "k8s-file"}, e.limits()...)
 	return append(flags, more...)
 }
 
 // buildImages makes the stand-in for the base, moult's image from the
 // Dockerfile, and an image with a server on top of it as a user would.
-func (e *containerEngine) buildImages(t *testing.T) {
+func (e *engine) buildImages(t *testing.T) {
 	t.Helper()
 	e.importBase(t, dockerfileBase(t))
 	// Outside, since the build inside has no network.
@@ -100,15 +98,11 @@ func (e *containerEngine) buildImages(t *testing.T) {
 	t.Logf("image built in %v", time.Since(started).Round(time.Millisecond))
 
 	dir := filepath.Join(e.dir, "server")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.Mkdir(dir, 0o755))
 	testkit.MustGo(t, "build", "-o", filepath.Join(dir, "server"), testkit.Module+"/testdata/containerserver")
 	dockerfile := "FROM moult\nCOPY server /server\nCOPY Dockerfile /not-executable\n" +
 		`CMD ["-l", ":8080", "--", "/server"]` + "\n"
-	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o644))
 	e.mustPodman(t, append(append([]string{"build", "--tag", e.serverImage}, e.limits()...), dir)...)
 }
 
@@ -116,9 +110,7 @@ func (e *containerEngine) buildImages(t *testing.T) {
 func dockerfileBase(t *testing.T) string {
 	t.Helper()
 	dockerfile, err := os.ReadFile("../../../Dockerfile")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, err)
 	match := regexp.MustCompile(`(?m)^FROM (golang:\S+) AS build$`).FindSubmatch(dockerfile)
 	if match == nil {
 		t.Fatal("the Dockerfile names no golang base")
@@ -128,29 +120,21 @@ func dockerfileBase(t *testing.T) string {
 
 // importBase gives name to an image that holds this machine's shell; Go comes
 // as a mount.
-func (e *containerEngine) importBase(t *testing.T, name string) {
+func (e *engine) importBase(t *testing.T, name string) {
 	t.Helper()
 	shell, err := exec.LookPath("sh")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, err)
 	var archive bytes.Buffer
 	w := tar.NewWriter(&archive)
 	addToTar(t, w, "bin/sh", shell)
 	for _, library := range sharedObjects(t, shell) {
 		addToTar(t, w, strings.TrimPrefix(library, "/"), library)
 	}
-	if err := w.WriteHeader(&tar.Header{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777}); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, w.WriteHeader(&tar.Header{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777}))
+	testkit.OK(t, w.Close())
 	path := filepath.Join(e.dir, "base.tar")
-	if err := os.WriteFile(path, archive.Bytes(), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	e.mustPodman(t, "import", "--change", "ENV PATH=/usr/local/go/bin:/bin", "--change", "ENV GOPATH=/go",
+	testkit.OK(t, os.WriteFile(path, archive.Bytes(), 0o644))
+	e.mustPodman(t, "import", "--change", "ENV PATH=/usr/local/go/bin:/bin", "--change", "ENV GOPATH=/go", "--change", "ENV GOCACHE=/root/.cache/go-build",
 		"--change", "ENV GOTOOLCHAIN=local", "--change", "ENV GOPROXY=off", path, name)
 }
 
@@ -163,18 +147,14 @@ func addToTar(t *testing.T, w *tar.Writer, name, path string) {
 	if err == nil {
 		_, err = w.Write(content)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, err)
 }
 
 // sharedObjects returns the paths of the loader and the libraries of a program.
 func sharedObjects(t *testing.T, program string) []string {
 	t.Helper()
 	file, err := elf.Open(program)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.OK(t, err)
 	defer file.Close()
 	if file.Section(".interp") == nil {
 		return nil

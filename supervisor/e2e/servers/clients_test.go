@@ -5,13 +5,11 @@ package servers
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,44 +17,45 @@ import (
 	"github.com/moult/moult/supervisor/load"
 )
 
-// askingPause keeps the clients from taking the processor that a starting
-// server needs.
-const askingPause = 2 * time.Millisecond
+// dialect is how the clients of a server talk to it.
+type dialect struct {
+	// crowd starts clients that ask again and again, each time over a new
+	// connection, and never ask twice for the same.
+	crowd func(t testing.TB, address string, clients int) crowd
+	// slow begins an exchange that cannot end before finish is called, which
+	// completes it and says whether all of the answer was right. When slow
+	// returns, the server has the exchange in hand.
+	slow func(t testing.TB, address string) (finish func() error)
+}
+
+type crowd struct {
+	flow     func() // waits for more answers
+	lossless func() // lets each client finish, and checks that no request failed
+}
 
 var (
-	webDialect       = dialect{newWebCrowd, download}
-	redisDialect     = dialect{newTextCrowd(redisTalk), redisWait}
-	memcachedDialect = dialect{newTextCrowd(memcachedTalk), memcachedHalf}
+	webDialect       = dialect{webCrowd, download}
+	redisDialect     = dialect{redisTalk.crowd, redisWait}
+	memcachedDialect = dialect{memcachedTalk.crowd, memcachedHalf}
 )
 
-type webCrowd struct{ traffic *load.Traffic }
+// askingPause keeps the clients from taking the processor that a starting
+// server needs.
+const askingPause = 4 * time.Millisecond
 
-func newWebCrowd(t testing.TB, address string, clients int) crowd {
-	return webCrowd{testkit.Traffic(t, load.Config{
+func webCrowd(t testing.TB, address string, clients int) crowd {
+	c := testkit.Ask(t, load.Config{
 		Address: address, Path: "/small", Clients: clients, Pause: askingPause, Answer: testkit.IsSmall,
-	})}
-}
-
-func (c webCrowd) requests() int {
-	report := c.traffic.Snapshot()
-	return report.Requests()
-}
-
-func (c webCrowd) stop() error {
-	if report := c.traffic.Stop(); report.Failures() != 0 {
-		return errors.New(report.String())
-	}
-	return nil
+	})
+	return crowd{c.Flow, func() { c.Lossless() }}
 }
 
 // download asks for the big answer and leaves it in the kernel's buffers and
 // the server's until it is to be finished.
 func download(t testing.TB, address string) (finish func() error) {
 	t.Helper()
-	conn := connect(t, address)
-	sendText(t, conn, "GET /big HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-	in := bufio.NewReader(conn)
-	response, err := http.ReadResponse(in, nil)
+	conn := connect(t, address, "GET /big HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", "")
+	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		t.Fatalf("no slow answer: %v", err)
 	}
@@ -67,29 +66,20 @@ func download(t testing.TB, address string) (finish func() error) {
 			err = errors.New("wrong content")
 		}
 		if err != nil {
-			return fmt.Errorf("%d bytes of %d: %w", len(content), testkit.BigSize, err)
+			return fmt.Errorf("after %d bytes: %w", len(content), err)
 		}
 		return nil
 	}
 }
 
-// connect gives a connection that has a deadline.
-func connect(t testing.TB, address string) net.Conn {
+// connect gives a connection that has a deadline, and on which the words were
+// said and answered.
+func connect(t testing.TB, address, words, answer string) net.Conn {
 	t.Helper()
-	conn, err := net.DialTimeout("tcp", address, testkit.Patience)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(2 * testkit.Patience))
+	conn := testkit.Dial(t, address)
+	conn.SetDeadline(time.Now().Add(40 * time.Second))
+	testkit.OK(t, hear(conn, words, answer))
 	return conn
-}
-
-func sendText(t testing.TB, conn net.Conn, words string) {
-	t.Helper()
-	if _, err := io.WriteString(conn, words); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // talk is a whole conversation of a line protocol: what the client says at
@@ -103,93 +93,35 @@ var (
 )
 
 func (w talk) once(address string) error {
-	conn, err := net.DialTimeout("tcp", address, testkit.Patience)
+	conn, err := net.DialTimeout("tcp", address, 20*time.Second)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(10 * time.Second))
-	if _, err := io.WriteString(conn, w.question); err != nil {
+	if err := hear(conn, w.question, w.answer); err != nil {
 		return err
 	}
-	got, err := io.ReadAll(conn)
-	if err == nil && string(got) != w.answer {
-		err = errors.New("wrong answer")
-	}
-	if err != nil {
-		return fmt.Errorf("after %q: %w", got, err)
+	if more, err := io.ReadAll(conn); err != nil || len(more) > 0 {
+		return fmt.Errorf("after the answer: %q, %v", more, err)
 	}
 	return nil
 }
 
-// textCrowd has the conversation again and again.
-type textCrowd struct {
-	quit    func()
-	clients sync.WaitGroup
-
-	mu     sync.Mutex
-	ended  int
-	failed int
-	sample error // the first failure
-}
-
-func newTextCrowd(words talk) func(testing.TB, string, int) crowd {
-	return func(t testing.TB, address string, clients int) crowd {
-		quit := make(chan struct{})
-		c := &textCrowd{quit: sync.OnceFunc(func() { close(quit) })}
-		for range clients {
-			c.clients.Go(func() { c.run(quit, func() error { return words.once(address) }) })
-		}
-		t.Cleanup(func() { c.stop() })
-		return c
-	}
-}
-
-func (c *textCrowd) run(quit <-chan struct{}, once func() error) {
-	for {
-		c.count(once())
-		select {
-		case <-quit:
-			return
-		case <-time.After(askingPause):
-		}
-	}
-}
-
-func (c *textCrowd) count(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.ended++
-	if err != nil {
-		c.failed++
-		c.sample = cmp.Or(c.sample, err)
-	}
-}
-
-func (c *textCrowd) requests() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.ended
-}
-
-func (c *textCrowd) stop() error {
-	c.quit()
-	c.clients.Wait()
-	if c.failed != 0 {
-		return fmt.Errorf("%d requests, %d failures: %w", c.ended, c.failed, c.sample)
-	}
-	return nil
+// crowd has the conversation again and again.
+func (w talk) crowd(t testing.TB, address string, clients int) crowd {
+	l := testkit.Repeat(t, clients, askingPause, func() (func() error, error) {
+		return func() error { return w.once(address) }, nil
+	})
+	return crowd{l.Flow, l.Lossless}
 }
 
 // redisWait waits for an element of a list, which a second connection to the
 // same generation has begun to add.
 func redisWait(t testing.TB, address string) (finish func() error) {
 	t.Helper()
-	waiting, adding := connect(t, address), connect(t, address)
-	sendText(t, waiting, "PING\r\nBLPOP list 30\r\n")
-	expect(t, waiting, "+PONG\r\n")
-	sendText(t, adding, "PING\r\n*3\r\n$5\r\nRPUSH\r\n$4\r\nlist\r\n")
-	expect(t, adding, "+PONG\r\n")
+	waiting := connect(t, address, "PING\r\nBLPOP list 30\r\n", "+PONG\r\n")
+	adding := connect(t, address, "PING\r\n*3\r\n$5\r\nRPUSH\r\n$4\r\nlist\r\n", "+PONG\r\n")
 	return func() error {
 		defer waiting.Close()
 		defer adding.Close()
@@ -204,20 +136,11 @@ func redisWait(t testing.TB, address string) (finish func() error) {
 // value has begun in the same packet.
 func memcachedHalf(t testing.TB, address string) (finish func() error) {
 	t.Helper()
-	conn := connect(t, address)
-	sendText(t, conn, "mn\r\n")
-	expect(t, conn, "MN\r\n")
-	sendText(t, conn, "set slow 0 0 10\r\nfirst")
+	conn := connect(t, address, "mn\r\n", "MN\r\n")
+	testkit.OK(t, hear(conn, "set slow 0 0 10\r\nfirst", ""))
 	return func() error {
 		defer conn.Close()
 		return hear(conn, "after\r\nget slow\r\n", "STORED\r\nVALUE slow 0 10\r\nfirstafter\r\nEND\r\n")
-	}
-}
-
-func expect(t testing.TB, conn net.Conn, answer string) {
-	t.Helper()
-	if err := hear(conn, "", answer); err != nil {
-		t.Fatal(err)
 	}
 }
 

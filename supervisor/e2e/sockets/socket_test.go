@@ -3,6 +3,7 @@
 package sockets
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -10,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -23,22 +23,18 @@ import (
 
 func TestWorkerFindsItsSocketsAndNothingElse(t *testing.T) {
 	t.Parallel()
-	web, admin := testkit.FreeAddress(t), testkit.FreeAddress(t)
-	path := filepath.Join(t.TempDir(), "s")
 	stale := []string{
 		"LISTEN_FDS=7", "LISTEN_PID=1", "LISTEN_FDNAMES=old", "LISTEN_PIDFDID=1", "SERVER_STARTER_PORT=80=3", "SERVER_STARTER_GENERATION=9",
 		"EINHORN_MASTER_PID=1", "EINHORN_FD_COUNT=1", "EINHORN_FD_0=3", "EINHORN_FDS=3", "EINHORN_SOCK_PATH=/old", "NGINX=3;", "UNICORN_FD=3",
 		"GUNICORN_FD=3", "GUNICORN_PID=1", "PUMA_INHERIT_0=3:tcp://x", "TABLEFLIP_HAS_PARENT_7DIU3=yes", "NOTIFY_SOCKET=/old", "WATCHDOG_USEC=1", "WATCHDOG_PID=1",
 		"KEPT=as it is",
 	}
-	args := []string{"run", "-l", "web=" + web, "-l", "admin=" + admin, "-l", "local=unix://" + path,
-		"--env", "PORT={port:admin}", "--env", "LIST=1,2", "--"}
-	args = append(args, testkit.WorkerCommand("graceful")...)
-	m := testkit.Launch{Args: args, Env: stale}.Start(t)
-	m.WaitServing(1)
-	s := testkit.AskSelf(t, "tcp", web)
+	args := append([]string{"run", "-l", "web={a}", "-l", "admin={b}", "-l", "local=unix://{s}",
+		"--env", "PORT={port:admin}", "--env", "LIST=1,2", "--"}, testkit.Worker("graceful")...)
+	m := testkit.Launch{Env: stale}.Start(t, args...).Serving()
+	s := m.Self()
 
-	_, port, _ := net.SplitHostPort(admin)
+	_, port, _ := net.SplitHostPort(m.Fill("{b}"))
 	for name, want := range map[string]string{
 		"LISTEN_FDS": "3", "LISTEN_PID": strconv.Itoa(s.PID), "LISTEN_FDNAMES": "web:admin:local",
 		"MOULT_GENERATION": "1", "PORT": port, "LIST": "1,2", "KEPT": "as it is",
@@ -51,8 +47,8 @@ func TestWorkerFindsItsSocketsAndNothingElse(t *testing.T) {
 	}
 	for _, name := range []string{"LISTEN_PIDFDID", "NGINX", "UNICORN_FD", "GUNICORN_FD", "GUNICORN_PID", "PUMA_INHERIT_0",
 		"TABLEFLIP_HAS_PARENT_7DIU3", "WATCHDOG_USEC", "WATCHDOG_PID", "MOULT_SHIM", "MOULT_LOG_FORMAT"} {
-		if s.Has(name) {
-			t.Errorf("the worker inherited %s=%s", name, s.Variable(name))
+		if value, found := s.Lookup(name); found {
+			t.Errorf("the worker inherited %s=%s", name, value)
 		}
 	}
 	if s.Variable("NOTIFY_SOCKET") == "/old" || s.Variable("EINHORN_SOCK_PATH") == "/old" {
@@ -63,10 +59,9 @@ func TestWorkerFindsItsSocketsAndNothingElse(t *testing.T) {
 		t.Errorf("SERVER_STARTER_PORT=%q", specs)
 	}
 	checkDescriptors(t, s, 3)
-	for _, network := range [][2]string{{"tcp", web}, {"tcp", admin}, {"unix", path}} {
-		testkit.Answers(t, network[0], network[1])
+	for _, address := range []string{"{a}", "{b}", "{s}"} {
+		testkit.Answers(t, m.Fill(address))
 	}
-	m.Stop()
 }
 
 // checkDescriptors: stdin, stdout, stderr and the sockets, blocking.
@@ -90,84 +85,69 @@ func checkDescriptors(t *testing.T, s testkit.Self, sockets int) {
 
 func TestNoDescriptorLeaksIntoLaterGenerations(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Run(t, []string{"-l", address, "-l", "more=" + testkit.FreeAddress(t), "--workers", "2"}, testkit.WorkerCommand("graceful"))
-	m.WaitServing(1)
+	m := testkit.Listen(t, "graceful", "-l", "more={b}", "--workers", "2").Serving()
 	for range 3 {
 		m.Upgrade()
 	}
-	checkDescriptors(t, testkit.AskSelf(t, "tcp", address), 2)
-	m.Stop()
+	checkDescriptors(t, m.Self(), 2)
 }
 
 // What the master itself was started with is not the worker's business.
 func TestInheritedDescriptorsStayOut(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
 	_, stray := testkit.Pipe(t)
-	args := append([]string{"run", "-l", address, "--"}, testkit.WorkerCommand("graceful")...)
-	m := testkit.Launch{Args: args, Files: []*os.File{stray, stray, stray}}.Start(t)
-	m.WaitServing(1)
-	checkDescriptors(t, testkit.AskSelf(t, "tcp", address), 1)
+	m := testkit.Launch{Files: []*os.File{stray, stray, stray}}.Listen(t, "graceful").Serving()
+	checkDescriptors(t, m.Self(), 1)
 	m.Upgrade()
-	checkDescriptors(t, testkit.AskSelf(t, "tcp", address), 1)
-	m.Stop()
+	checkDescriptors(t, m.Self(), 1)
 }
 
 func TestArgumentsAreFilledIn(t *testing.T) {
 	t.Parallel()
-	web := testkit.FreeAddress(t)
-	command := append(testkit.WorkerCommand("graceful"), "delay=0s")
 	line := `for a; do echo "[$a]"; done >&2; shift 8; exec "$@"`
-	args := append([]string{"/bin/sh", "-c", line, "sh", "{fd}", "{fd:web}", "{addr:web}", "{host:web}", "{port:web}",
-		"{generation}", "{{fd:web}", `{print} {"a":1} {{.X}}`}, command...)
-	m := testkit.Run(t, []string{"-l", "web=" + web}, args)
-	m.WaitServing(1)
-	m.WaitLog(0, "the last argument", func(e testkit.Entry) bool { return strings.HasPrefix(e.Raw, "[delay") })
-	host, port, _ := net.SplitHostPort(web)
-	want := []string{"[3]", "[3]", "[" + web + "]", "[" + host + "]", "[" + port + "]", "[1]", "[{fd:web}]", `[{print} {"a":1} {{.X}}]`}
+	command := append([]string{"/bin/sh", "-c", line, "sh", "{fd}", "{fd:web}", "{addr:web}", "{host:web}", "{port:web}",
+		"{generation}", "{{fd:web}", `{print} {"a":1} {{.X}}`}, testkit.Worker("graceful", "delay=0s")...)
+	m := testkit.Run(t, []string{"-l", "web={a}"}, command).Serving()
+	m.WaitLog(0, "the last argument", testkit.Says("[delay"))
+	host, port, _ := net.SplitHostPort(m.Address)
+	want := []string{"[3]", "[3]", "[" + m.Address + "]", "[" + host + "]", "[" + port + "]", "[1]", "[{fd:web}]", `[{print} {"a":1} {{.X}}]`}
 	var got []string
-	m.Mu.Lock()
-	for _, e := range m.Entries {
+	for _, e := range m.Entries(0) {
 		if strings.HasPrefix(e.Raw, "[") && len(got) < len(want) {
 			got = append(got, e.Raw)
 		}
 	}
-	m.Mu.Unlock()
 	if !slices.Equal(got, want) {
 		t.Errorf("arguments %q, want %q", got, want)
 	}
-	m.Stop()
 }
 
 func TestUserGroupUmaskDirectory(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root may become somebody else")
-	}
+	testkit.RequireRoot(t, "become somebody else")
 	t.Parallel()
-	address := testkit.FreeAddress(t)
-	copied := testkit.PublicCopy(t)
-	m := testkit.Run(t, []string{"-l", address, "--user", "nobody", "--umask", "027", "--chdir", "/"},
-		append([]string{copied}, testkit.WorkerCommand("graceful")[1:]...))
-	m.WaitServing(1)
-	s := testkit.AskSelf(t, "tcp", address)
+	m := testkit.Launch{Public: true}.Listen(t, "graceful", "--user", "nobody", "--umask", "027", "--chdir", "/").Serving()
+	s := m.Self()
 	if s.UID != 65534 || s.GID == 0 || slices.Contains(s.Groups, 0) || s.Umask != "0027" || s.Dir != "/" || s.Variable("USER") != "nobody" {
 		t.Errorf("uid %d, gid %d, groups %v, umask %s, directory %s, USER=%s", s.UID, s.GID, s.Groups, s.Umask, s.Dir, s.Variable("USER"))
 	}
 	m.Upgrade()
-	testkit.AnsweredBy(t, address, 2)
-	m.Stop()
+	m.AnsweredBy(2)
+}
+
+// onPath starts a master on a path.
+func onPath(t *testing.T, path, plan string, flags ...string) *testkit.Master {
+	t.Helper()
+	args := append(append([]string{"-l", "unix://" + path}, flags...), "--env", "E2E_UNLINK={s}")
+	return testkit.Capture(t, plan, args...)
 }
 
 func TestUnixPath(t *testing.T) {
 	t.Run("mode", func(t *testing.T) {
 		t.Parallel()
-		path := filepath.Join(t.TempDir(), "s")
-		m := testkit.Run(t, []string{"-l", "unix://" + path + "?mode=0660"}, testkit.WorkerCommand("graceful"))
-		m.WaitServing(1)
+		m := onPath(t, "{s}?mode=0660", "graceful").Serving()
+		path := m.Fill("{s}")
 		for generation := 1; generation <= 2; generation++ {
-			info, err := os.Stat(path)
-			if err != nil || info.Mode().Perm() != 0o660 {
+			if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o660 {
 				t.Errorf("generation %d: %v, %v", generation, info, err)
 			}
 			if generation == 1 {
@@ -175,133 +155,91 @@ func TestUnixPath(t *testing.T) {
 			}
 		}
 		m.Stop()
-		if files, _ := os.ReadDir(filepath.Dir(path)); len(files) > 1 {
-			t.Errorf("left behind: %v", files)
-		}
+		testkit.OnlyTheSocket(t, path)
 	})
 	t.Run("stale file is replaced", func(t *testing.T) {
 		t.Parallel()
 		path := filepath.Join(t.TempDir(), "s")
 		testkit.Listening(t, "unix", path).Close()
-		m := testkit.Run(t, []string{"-l", "unix://" + path}, testkit.WorkerCommand("graceful"))
-		m.WaitServing(1)
-		testkit.Answers(t, "unix", path)
-		m.Stop()
+		onPath(t, path, "graceful").Serving()
+		testkit.Answers(t, path)
 	})
 	t.Run("live one is in use", func(t *testing.T) {
 		t.Parallel()
 		path := filepath.Join(t.TempDir(), "s")
-		listener, err := net.Listen("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer listener.Close()
-		testkit.Run(t, []string{"-l", "unix://" + path}, testkit.WorkerCommand("graceful")).ExitsWith(1)
-		if _, err := net.Dial("unix", path); err != nil {
-			t.Errorf("the live socket was harmed: %v", err)
-		}
+		testkit.Listening(t, "unix", path)
+		onPath(t, path, "graceful").ExitsWith(1)
+		testkit.Dial(t, path) // it was not harmed
 	})
 	t.Run("what is no socket is left alone", func(t *testing.T) {
 		t.Parallel()
 		path := filepath.Join(t.TempDir(), "s")
-		if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		testkit.Run(t, []string{"-l", "unix://" + path}, testkit.WorkerCommand("graceful")).ExitsWith(1)
+		testkit.OK(t, os.WriteFile(path, []byte("precious"), 0o600))
+		onPath(t, path, "graceful").ExitsWith(1)
 		if content, err := os.ReadFile(path); string(content) != "precious" {
 			t.Errorf("the file was harmed: %q, %v", content, err)
 		}
 	})
 	t.Run("longest possible", func(t *testing.T) {
 		t.Parallel()
-		path := longestPath(t)
-		m := testkit.Run(t, []string{"-l", "unix://" + path}, testkit.WorkerCommand("graceful"))
-		m.WaitServing(1)
+		path := testkit.PublicDir(t) + "/"
+		path += strings.Repeat("s", 107-len(path)) // the most that a socket's address holds with its end
+		m := onPath(t, path, "graceful").Serving()
 		m.Upgrade()
-		if got := testkit.GenerationAt("unix", path); got != 2 {
-			t.Errorf("generation %d answers, want 2", got)
-		}
-		m.Stop()
+		testkit.AnsweredBy(t, path, 2)
 	})
-}
-
-// longestPath has 107 bytes, the most that a socket's address holds with its
-// end.
-func longestPath(t *testing.T) string {
-	t.Helper()
-	directory, err := os.MkdirTemp("/tmp", "m")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(directory) })
-	return directory + "/" + strings.Repeat("s", 107-len(directory)-1)
 }
 
 // A server that removes the path when it leaves would take the new
 // generation's name away.
 func TestUnixPathIsPutBack(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "s")
-	m := testkit.Run(t, []string{"-l", "unix://" + path, "--env", "E2E_UNLINK=" + path}, testkit.WorkerCommand("unlinks"))
-	m.WaitServing(1)
+	m := onPath(t, "{s}", "unlinks").Serving()
 	for generation := 2; generation <= 4; generation++ {
 		m.Upgrade()
-		m.WaitState(generation-1, "gone")
+		m.Retire()
 		testkit.Until(t, "the path leads to the new generation", func() error {
-			if got := testkit.GenerationAt("unix", path); got != generation {
+			if got := testkit.GenerationAt(m.Fill("{s}")); got != generation {
 				return fmt.Errorf("generation %d answers, want %d", got, generation)
 			}
 			return nil
 		})
 	}
-	m.Stop()
 }
 
 func TestUDPIsShared(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Run(t, []string{"-l", "udp://" + address, "--ready", "alive=200ms"}, testkit.WorkerCommand("udp"))
-	m.WaitServing(1)
-	conn, err := net.Dial("udp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := testkit.Capture(t, "udp", "-l", "udp://{a}", "--ready", "alive=200ms").Serving()
+	conn, err := net.Dial("udp", m.Fill("{a}"))
+	testkit.OK(t, err)
 	defer conn.Close()
 	echo := func(want string) {
 		t.Helper()
 		testkit.Until(t, "echo by generation "+want, func() error {
-			conn.SetDeadline(time.Now().Add(time.Second))
-			if _, err := conn.Write([]byte("hello")); err != nil {
-				return err
-			}
-			buffer := make([]byte, 100)
-			n, err := conn.Read(buffer)
-			if err == nil && string(buffer[:n]) != want+" hello" {
-				err = fmt.Errorf("got %q", buffer[:n])
+			generation, err := testkit.Echoed(conn, "hello")
+			if err == nil && generation != want {
+				err = errors.New("by generation " + generation)
 			}
 			return err
 		})
 	}
 	echo("1")
 	m.Upgrade()
-	m.WaitState(1, "gone")
+	m.Retire()
 	echo("2")
-	m.Stop()
 }
 
 func TestInheritedSocket(t *testing.T) {
 	t.Parallel()
 	address := testkit.FreeAddress(t)
 	socket := testkit.Listening(t, "tcp", address)
-	args := append([]string{"run", "-l", "web=fd://3", "--"}, testkit.WorkerCommand("graceful")...)
-	m := testkit.Launch{Args: args, Files: []*os.File{socket}}.Start(t)
-	m.WaitServing(1)
-	clients := testkit.Traffic(t, load.Config{Address: address})
+	m := testkit.Launch{Files: []*os.File{socket}}.Capture(t, "graceful", "-l", "web=fd://3").Serving()
+	clients := testkit.AskAt(t, address, 16)
 	for range testkit.Times(5, 2, 50) {
-		testkit.Flowing(t, clients)
+		clients.Flow()
 		m.Upgrade()
 	}
-	testkit.Lossless(t, clients)
+	clients.Lossless()
 	m.Stop()
 	// It was never shut down: whoever passed it can go on with it.
 	if accepting, err := unix.GetsockoptInt(int(socket.Fd()), unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || accepting != 1 {
@@ -312,169 +250,131 @@ func TestInheritedSocket(t *testing.T) {
 func TestSystemdSocketsByName(t *testing.T) {
 	t.Parallel()
 	web, admin := testkit.FreeAddress(t), testkit.FreeAddress(t)
-	script := `LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=web:admin exec "$@"`
-	args := append([]string{"run", "-l", "systemd://admin", "-l", "w=systemd://web", "--"}, testkit.WorkerCommand("graceful")...)
 	m := testkit.Launch{
-		Wrap: []string{"/bin/sh", "-c", script, "sh"}, Args: args,
+		Wrap:  []string{"/bin/sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=web:admin exec "$@"`, "sh"},
 		Files: []*os.File{testkit.Listening(t, "tcp", web), testkit.Listening(t, "tcp", admin)},
-	}.Start(t)
-	m.WaitServing(1)
-	if names := testkit.AskSelf(t, "tcp", web).Variable("LISTEN_FDNAMES"); names != "admin:w" {
+	}.Capture(t, "graceful", "-l", "systemd://admin", "-l", "w=systemd://web").Serving()
+	if names := testkit.AskSelf(t, web).Variable("LISTEN_FDNAMES"); names != "admin:w" {
 		t.Errorf("names %q", names)
 	}
 	m.Upgrade()
 	testkit.AnsweredBy(t, web, 2)
 	testkit.AnsweredBy(t, admin, 2)
-	m.Stop()
 }
 
 func TestIPv6AndItsOptions(t *testing.T) {
-	t.Parallel()
-	_, port, _ := net.SplitHostPort(testkit.FreeAddress(t))
-	if listener, err := net.Listen("tcp6", "[::1]:"+port); err != nil {
-		t.Skip("no IPv6 here: ", err)
-	} else {
-		listener.Close()
+	testkit.RequireIPv6(t)
+	for _, test := range []struct {
+		flags     string
+		four, six int // the generation that answers after an upgrade, 0: nobody
+	}{
+		{"-l tcp://:{p}", 2, 2},
+		{"-l six=tcp://[::]:{p}?v6only=1 -l four=tcp4://:{p}", 2, 2},
+		{"-l tcp6://[::]:{p}?v6only=1", 0, 2},
+	} {
+		t.Run(test.flags, func(t *testing.T) {
+			t.Parallel()
+			m := testkit.Capture(t, "graceful", strings.Fields(test.flags)...).Serving()
+			if generation := testkit.GenerationAt(m.Fill("[::1]:{p}")); generation != 1 {
+				t.Errorf("generation %d answers, want 1", generation)
+			}
+			m.Upgrade()
+			testkit.AnsweredBy(t, m.Fill("{a}"), test.four)
+			testkit.AnsweredBy(t, m.Fill("[::1]:{p}"), test.six)
+		})
 	}
-	both := testkit.Run(t, []string{"-l", "tcp://:" + port}, testkit.WorkerCommand("graceful"))
-	both.WaitServing(1)
-	for _, host := range []string{"127.0.0.1", "::1"} {
-		testkit.AnsweredBy(t, net.JoinHostPort(host, port), 1)
-	}
-	both.Upgrade()
-	for _, host := range []string{"127.0.0.1", "::1"} {
-		testkit.AnsweredBy(t, net.JoinHostPort(host, port), 2)
-	}
-	both.Stop()
-	six := testkit.Run(t, []string{"-l", "six=tcp://[::]:" + port + "?v6only=1", "-l", "four=tcp4://:" + port}, testkit.WorkerCommand("graceful"))
-	six.WaitServing(1)
-	for _, host := range []string{"127.0.0.1", "::1"} {
-		testkit.AnsweredBy(t, net.JoinHostPort(host, port), 1)
-	}
-	six.Stop()
-	only := testkit.Run(t, []string{"-l", "tcp6://[::]:" + port + "?v6only=1"}, testkit.WorkerCommand("graceful"))
-	only.WaitServing(1)
-	if testkit.GenerationAt("tcp", net.JoinHostPort("127.0.0.1", port)) != 0 {
-		t.Error("a v6only socket answers IPv4")
-	}
-	only.Stop()
 }
 
 // A worker that calls listen(2) again makes the queue as short as it likes;
 // the master sets it back, or a burst would be dropped.
 func TestBacklogIsSetBack(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Run(t, []string{"-l", address + "?backlog=200"}, testkit.WorkerCommand("relisten"))
+	m := testkit.Capture(t, "relisten", "-l", "{a}?backlog=200")
 	pid := m.WaitServing(1).PID
-	m.WaitServing(1)
 	testkit.Freeze(t, pid)
-	for i := range 100 {
-		conn, err := net.DialTimeout("tcp", address, 500*time.Millisecond)
-		if err != nil {
-			t.Fatalf("connection %d did not fit into the queue: %v", i, err)
-		}
-		defer conn.Close()
+	for range 100 {
+		testkit.DialFor(t, 500*time.Millisecond, m.Address)
 	}
-	if queue := testkit.Queued(t, address); queue < 100 {
+	if queue := testkit.Queued(t, m.Address); queue < 100 {
 		t.Errorf("%d connections are in the queue, want 100", queue)
 	}
-	syscall.Kill(pid, syscall.SIGCONT)
-	m.Stop()
-}
-
-// A stranger in the group would shift every index. The upgrade is refused, and
-// the log names him.
-func TestForeignListenerInTheGroup(t *testing.T) {
-	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Run(t, []string{"-l", address}, testkit.WorkerCommand("graceful"))
-	m.WaitServing(1)
-	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })
-	}}
-	stranger, err := config.Listen(t.Context(), "tcp", address)
-	if err != nil {
-		return // kept out altogether: better still
-	}
-	defer stranger.Close()
-	clients := testkit.Traffic(t, load.Config{Address: address, Clients: 4})
-	testkit.Flowing(t, clients)
-	why := m.UpgradeFails()
-	if !strings.Contains(why.Reason, strconv.Itoa(os.Getpid())) {
-		t.Errorf("the reason does not name process %d: %s", os.Getpid(), why.Reason)
-	}
-	testkit.Flowing(t, clients)
-	stranger.Close()
-	m.Upgrade()
-	testkit.Flowing(t, clients)
-	testkit.Lossless(t, clients)
-	m.Stop()
+	testkit.Thaw(t, pid)
 }
 
 // The queue of the old generation is served although its worker was stopped
 // while it filled.
 func TestQueueOfTheOldGenerationIsServed(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Run(t, []string{"-l", address}, testkit.WorkerCommand("plain"))
+	m := testkit.Listen(t, "plain")
 	pid := m.WaitServing(1).PID
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	queue := testkit.SendTo(t, address, 30)
+	testkit.Freeze(t, pid)
+	queue := testkit.Queue(t, m.Address, 30)
 	m.Upgrade()
-	testkit.AnsweredBy(t, address, 2)
+	m.AnsweredBy(2)
 	if n := m.Logged(testkit.Reaches(1, "draining")); n != 0 {
 		t.Error("the drain signal was sent while the queue was full")
 	}
-	syscall.Kill(pid, syscall.SIGCONT)
-	for i, request := range queue {
-		if err := request.Finish(); err != nil {
-			t.Errorf("queued request %d: %v", i, err)
-		}
-	}
-	m.WaitState(1, "gone")
-	m.Stop()
+	testkit.Thaw(t, pid)
+	testkit.Finish(t, "in the queue", queue...)
+	m.Retire()
 }
 
 // A worker that never comes back to its queue holds nothing up for ever.
 func TestDeadlockedWorkerIsGivenUp(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Run(t, []string{"-l", address, "--drain-timeout", "1s", "--kill-grace", "300ms"}, testkit.WorkerCommand("graceful"))
+	m := testkit.Listen(t, "graceful", "--drain-timeout", "1s", "--kill-grace", "300ms")
 	pid := m.WaitServing(1).PID
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	conn, err := net.Dial("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	testkit.Freeze(t, pid)
+	testkit.Dial(t, m.Address)
 	m.Upgrade()
-	m.WaitState(1, "gone")
+	m.Retire()
 	testkit.Gone(t, pid)
-	testkit.AnsweredBy(t, address, 2)
-	m.Stop()
+	m.AnsweredBy(2)
 }
 
 // An idle kept connection is not cut in the middle, and holds nothing up.
 func TestIdleKeptConnectionsOfAPlainServer(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Run(t, []string{"-l", address}, testkit.WorkerCommand("plain"))
-	m.WaitServing(1)
-	clients := testkit.Traffic(t, load.Config{Address: address, Mode: load.KeepAlive, Pause: 3 * time.Second, Clients: 8})
-	testkit.Until(t, "each has asked once", func() error {
-		now := clients.Snapshot()
-		return testkit.AtLeast(now.Requests(), 8)
-	})
+	m := testkit.Listen(t, "plain").Serving()
+	clients := testkit.Ask(t, load.Config{Address: m.Address, Mode: load.KeepAlive, Pause: 3 * time.Second, Clients: 8})
+	clients.Answer(8)
 	m.Upgrade()
-	m.WaitState(1, "gone")
+	m.Retire()
 	testkit.Until(t, "the new generation answers them", func() error {
 		return testkit.AtLeast(clients.Snapshot().Generations["2"], 8)
 	})
-	testkit.Lossless(t, clients)
-	m.Stop()
+	clients.Lossless()
+}
+
+// A stranger in the group would shift every index. The upgrade is refused, and
+// the log names him.
+func TestStrangerInTheGroup(t *testing.T) {
+	for name, start := range map[string]func(*testing.T) *testkit.Master{
+		"declared": func(t *testing.T) *testkit.Master { return testkit.Listen(t, "graceful").Serving() },
+		"intercepted": func(t *testing.T) *testkit.Master {
+			m := testkit.Capture(t, "binds tcp={a} end=graceful").Serving()
+			m.Upgrade() // a group from now on, whatever it was before
+			m.Retire()
+			return m
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := start(t)
+			stranger := testkit.Stranger(t, m.Address)
+			if stranger == nil {
+				return // kept out altogether: better still
+			}
+			clients := m.Ask(4)
+			clients.Flow()
+			if why := m.UpgradeFails(strconv.Itoa(os.Getpid())); name == "declared" && !strings.Contains(why.Reason, strconv.Itoa(os.Getpid())) {
+				t.Errorf("the reason does not name process %d: %s", os.Getpid(), why.Reason)
+			}
+			clients.Flow()
+			stranger.Close()
+			m.Upgrade()
+			clients.Flow()
+			clients.Lossless()
+		})
+	}
 }

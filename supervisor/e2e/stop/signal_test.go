@@ -4,12 +4,10 @@ package stop
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,62 +17,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// As PID 1 of a namespace of its own, the master reaps what is orphaned onto
-// it, and its end does not cut a generation that still drains.
-func TestAsPID1(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root may make a PID namespace")
-	}
-	t.Parallel()
-	unshare := testkit.RequireProgram(t, "unshare")
-	address := testkit.FreeAddress(t)
-	args := append([]string{"run", "-l", address, "--"}, testkit.WorkerCommand("orphans", "n=20")...)
-	m := testkit.Launch{
-		Wrap: []string{unshare, "--pid", "--fork", "--mount-proc", "--kill-child"}, Args: args,
-	}.Start(t)
-	// Outside, the pid that was started is unshare's; the master is its child.
-	testkit.Until(t, "generation 1 answers", func() error { return testkit.AtLeast(testkit.GenerationAt("tcp", address), 1) })
-	inside := testkit.Children(m.Pid())
-	if len(inside) != 1 {
-		t.Fatalf("children of unshare: %s", testkit.Describe(inside))
-	}
-	pid := inside[0]
-	testkit.Until(t, "no zombie and one child", func() error {
-		if kids := testkit.Children(pid); len(kids) != 1 || testkit.Zombies(pid) != 0 {
-			return os.ErrDeadlineExceeded
-		}
-		return nil
-	})
-	held := testkit.Hold(t, address, "/?sleep=2s")
-	mark := m.Mark()
-	syscall.Kill(pid, syscall.SIGHUP)
-	m.WaitLog(mark, "upgraded", testkit.Over(2))
-	syscall.Kill(pid, syscall.SIGTERM)
-	if err := held.Finish(); err != nil {
-		t.Errorf("a generation that still drained was cut: %v", err)
-	}
-	m.ExitsWith(0)
-}
-
 // Every row of the table of signals, and the moments at which they are
 // awkward.
 
 func TestStopDrains(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
-		t.Run(unix.SignalName(sig), func(t *testing.T) {
-			t.Parallel()
-			for _, name := range []string{"graceful", "plain"} {
-				address := testkit.FreeAddress(t)
-				m := testkit.Run(t, []string{"-l", address}, testkit.WorkerCommand(name))
-				m.WaitServing(1)
-				held := testkit.Hold(t, address, "/?sleep=1s")
+		for _, worker := range []string{"graceful", "plain"} {
+			t.Run(unix.SignalName(sig)+" "+worker, func(t *testing.T) {
+				t.Parallel()
+				m := testkit.Listen(t, worker).Serving()
+				held := m.Hold("/?sleep=1s")
 				m.Signal(sig)
-				if err := held.Finish(); err != nil {
-					t.Errorf("%s: a request in hand was cut: %v", name, err)
-				}
+				testkit.Finish(t, "in hand at the stop", held)
 				m.ExitsWith(0)
-			}
-		})
+			})
+		}
 	}
 }
 
@@ -82,26 +39,17 @@ func TestStopDrains(t *testing.T) {
 // refused and not left hanging.
 func TestStopServesTheQueueAndRefusesLaterClients(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Run(t, []string{"-l", address}, testkit.WorkerCommand("graceful"))
+	m := testkit.Listen(t, "graceful")
 	pid := m.WaitServing(1).PID
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	queued := testkit.SendTo(t, address, 20)
+	testkit.Freeze(t, pid)
+	queue := testkit.Queue(t, m.Address, 20)
 	mark := m.Mark()
 	m.Signal(syscall.SIGTERM)
 	m.WaitLog(mark, "stopping", testkit.Phase("stopping"))
-	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
-	for i, request := range queued {
-		if err := request.Finish(); err != nil {
-			t.Errorf("queued request %d: %v", i, err)
-		}
-	}
+	testkit.Thaw(t, pid)
+	testkit.Finish(t, "in the queue at the stop", queue...)
 	m.ExitsWith(0)
-	if conn, err := net.DialTimeout("tcp", address, time.Second); err == nil {
+	if conn, err := net.DialTimeout("tcp", m.Address, time.Second); err == nil {
 		conn.Close()
 		t.Error("still accepts after the stop")
 	}
@@ -109,16 +57,13 @@ func TestStopServesTheQueueAndRefusesLaterClients(t *testing.T) {
 
 func TestClientsDuringTheStopAreRefusedSoon(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Run(t, []string{"-l", address}, testkit.WorkerCommand("graceful"))
-	m.WaitServing(1)
-	held := testkit.Hold(t, address, "/?sleep=8s")
-	mark := m.Mark()
+	m := testkit.Listen(t, "graceful").Serving()
+	held := m.Hold("/?sleep=8s")
 	m.Signal(syscall.SIGTERM)
-	m.WaitLog(mark, "the worker drains", testkit.Reaches(1, "draining"))
+	m.WaitState(1, "draining")
 	// Turned away at first, then refused: the request in hand is still made
 	// an answer for.
-	conn, err := net.DialTimeout("tcp", address, testkit.Patience)
+	conn, err := net.DialTimeout("tcp", m.Address, 20*time.Second)
 	if err == nil {
 		conn.Close()
 	}
@@ -128,9 +73,7 @@ func TestClientsDuringTheStopAreRefusedSoon(t *testing.T) {
 	if !m.Running() {
 		t.Error("the late client was not refused before the master was gone")
 	}
-	if err := held.Finish(); err != nil {
-		t.Errorf("the request in hand was cut: %v", err)
-	}
+	testkit.Finish(t, "in hand", held)
 	m.ExitsWith(0)
 }
 
@@ -138,9 +81,7 @@ func TestSecondStopEndsAtOnce(t *testing.T) {
 	for _, second := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT} {
 		t.Run(unix.SignalName(second), func(t *testing.T) {
 			t.Parallel()
-			address := testkit.FreeAddress(t)
-			m := testkit.Run(t, []string{"-l", address}, testkit.WorkerCommand("stubborn"))
-			m.WaitServing(1)
+			m := testkit.Listen(t, "stubborn").Serving()
 			mark := m.Mark()
 			m.Signal(syscall.SIGTERM)
 			m.WaitLog(mark, "stopping", testkit.Phase("stopping"))
@@ -153,10 +94,8 @@ func TestSecondStopEndsAtOnce(t *testing.T) {
 
 func TestQuitStopsAtOnce(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Run(t, []string{"-l", address}, testkit.WorkerCommand("stubborn"))
-	m.WaitServing(1)
-	testkit.Hold(t, address, "/?sleep=1m")
+	m := testkit.Listen(t, "stubborn").Serving()
+	m.Hold("/?sleep=1m")
 	m.Signal(syscall.SIGQUIT)
 	if code := m.WaitFor(3 * time.Second); code != 0 {
 		t.Errorf("exit code %d, want 0", code)
@@ -166,27 +105,22 @@ func TestQuitStopsAtOnce(t *testing.T) {
 
 func TestUSR2IsAnsweredWithALogLine(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Run(t, []string{"-l", address}, testkit.WorkerCommand("graceful"))
-	m.WaitServing(1)
+	m := testkit.Listen(t, "graceful").Serving()
 	mark := m.Mark()
 	m.Signal(syscall.SIGUSR2)
-	m.WaitLog(mark, "a line about USR2", func(e testkit.Entry) bool { return strings.Contains(e.Raw, "USR2") })
-	testkit.AnsweredBy(t, address, 1)
-	m.Stop()
+	m.WaitLog(mark, "a line about USR2", testkit.Mentions("USR2"))
+	m.AnsweredBy(1)
 }
 
 func TestSignalsArePassedOn(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Run(t, []string{"-l", address, "--workers", "2"}, testkit.WorkerCommand("graceful"))
-	m.WaitServing(1)
+	m := testkit.Listen(t, "graceful", "--workers", "2").Serving()
 	m.Signal(syscall.SIGUSR1)
 	m.Signal(syscall.SIGWINCH)
 	testkit.Until(t, "both workers have seen both signals", func() error {
 		seen := map[string]string{}
 		for range 40 {
-			response, body, err := testkit.Get("tcp", address, "/signals")
+			response, body, err := testkit.Get("tcp", m.Address, "/signals")
 			if err != nil {
 				return err
 			}
@@ -199,89 +133,68 @@ func TestSignalsArePassedOn(t *testing.T) {
 		}
 		return testkit.AtLeast(len(seen), 2)
 	})
-	m.Stop()
 }
 
 // A signal that is the worker's drain signal would make it leave.
 func TestTheDrainSignalIsNotPassedOn(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Run(t, []string{"-l", address, "--drain-signal", "WINCH", "--drain-timeout", "300ms"}, testkit.WorkerCommand("graceful"))
-	m.WaitServing(1)
+	m := testkit.Listen(t, "graceful", "--drain-signal", "WINCH", "--drain-timeout", "300ms").Serving()
 	m.Signal(syscall.SIGWINCH)
 	m.Signal(syscall.SIGUSR1)
+	var seen string
 	testkit.Until(t, "USR1 has come through", func() error {
-		_, body, err := testkit.Get("tcp", address, "/signals")
-		if err == nil && !strings.Contains(body, "SIGUSR1") {
-			err = fmt.Errorf("seen: %s", body)
+		if seen = testkit.MustGet(t, m.Address, "/signals"); !strings.Contains(seen, "SIGUSR1") {
+			return errors.New("seen: " + seen)
 		}
-		return err
+		return nil
 	})
-	if _, body, _ := testkit.Get("tcp", address, "/signals"); strings.Contains(body, "SIGWINCH") {
-		t.Errorf("the worker saw %s", body)
+	if strings.Contains(seen, "SIGWINCH") {
+		t.Errorf("the worker saw %s", seen)
 	}
-	m.Stop()
 }
 
 func TestHangupStaysIgnoredUnderNohup(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
 	nohup := []string{"/bin/sh", "-c", `trap "" HUP; exec "$@"`, "sh"}
-	args := append([]string{"run", "-l", address, "--"}, testkit.WorkerCommand("graceful")...)
-	m := testkit.Launch{Wrap: nohup, Args: args}.Start(t)
-	m.WaitServing(1)
+	m := testkit.Launch{Wrap: nohup}.Listen(t, "graceful").Serving()
 	mark := m.Mark()
 	m.Signal(syscall.SIGHUP)
 	m.Signal(syscall.SIGUSR2) // its line comes after whatever HUP would have done
-	m.WaitLog(mark, "a line about USR2", func(e testkit.Entry) bool { return strings.Contains(e.Raw, "USR2") })
-	testkit.AnsweredBy(t, address, 1)
+	m.WaitLog(mark, "a line about USR2", testkit.Mentions("USR2"))
+	m.AnsweredBy(1)
 	if n := m.Logged(testkit.Phase("upgrading")); n != 0 {
 		t.Error("HUP was not ignored")
 	}
-	m.Stop()
 }
 
 // Workers start with no signal blocked or ignored, whatever the master does
 // with its own.
 func TestWorkersStartWithCleanSignals(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Run(t, []string{"-l", address}, []string{"/bin/sh", "-c",
-		"exec " + strings.Join(testkit.WorkerCommand("graceful"), " ")})
-	m.WaitServing(1)
-	_, body, err := testkit.Get("tcp", address, "/self")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var s testkit.Self
-	if err := json.Unmarshal([]byte(body), &s); err != nil {
-		t.Fatal(err)
-	}
+	shell := []string{"/bin/sh", "-c", "exec " + strings.Join(testkit.Worker("graceful"), " ")}
+	m := testkit.Run(t, []string{"-l", "{a}"}, shell).Serving()
 	const none = "0000000000000000"
-	if s.Blocked != none || s.Ignor != none {
+	if s := m.Self(); s.Blocked != none || s.Ignor != none {
 		t.Errorf("blocked %s, ignored %s", s.Blocked, s.Ignor)
 	}
-	m.Stop()
 }
 
 // A signal in the first moment of the master's life, before a worker runs.
 func TestSignalsBeforeTheFirstWorkerRuns(t *testing.T) {
-	for _, test := range []struct {
-		sig  syscall.Signal
-		then func(*testkit.Master, string)
-	}{
-		{syscall.SIGTERM, func(m *testkit.Master, _ string) { m.ExitsWith(0) }},
-		{syscall.SIGQUIT, func(m *testkit.Master, _ string) { m.ExitsWith(0) }},
-		{syscall.SIGHUP, func(m *testkit.Master, address string) { testkit.Answers(m.T, "tcp", address); m.Stop() }},
-		{syscall.SIGUSR1, func(m *testkit.Master, address string) { testkit.Answers(m.T, "tcp", address); m.Stop() }},
+	for sig, serves := range map[syscall.Signal]bool{
+		syscall.SIGTERM: false, syscall.SIGQUIT: false, syscall.SIGHUP: true, syscall.SIGUSR1: true,
 	} {
-		t.Run(unix.SignalName(test.sig), func(t *testing.T) {
+		t.Run(unix.SignalName(sig), func(t *testing.T) {
 			t.Parallel()
-			address := testkit.FreeAddress(t)
-			m := testkit.Run(t, []string{"-l", address}, testkit.WorkerCommand("graceful"))
-			caughtBy(t, m.Pid(), test.sig)
-			m.Signal(test.sig)
-			test.then(m, address)
+			m := testkit.Listen(t, "graceful")
+			caughtBy(t, m.PID(), sig)
+			m.Signal(sig)
+			if serves {
+				testkit.Answers(t, m.Address)
+				m.Stop()
+			} else {
+				m.ExitsWith(0)
+			}
 		})
 	}
 }
@@ -313,13 +226,11 @@ func caughtBy(t *testing.T, pid int, sig syscall.Signal) {
 
 func TestOneWorkerMoreAndOneFewer(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Run(t, []string{"-l", address}, testkit.WorkerCommand("graceful"))
-	m.WaitServing(1)
+	m := testkit.Listen(t, "graceful").Serving()
 	count := func(want int) {
 		t.Helper()
 		testkit.Until(t, fmt.Sprintf("%d workers", want), func() error {
-			if kids := testkit.Children(m.Pid()); len(kids) != want {
+			if kids := testkit.Children(m.PID()); len(kids) != want {
 				return fmt.Errorf("workers: %s", testkit.Describe(kids))
 			}
 			return nil
@@ -331,20 +242,16 @@ func TestOneWorkerMoreAndOneFewer(t *testing.T) {
 	mark := m.Mark()
 	m.Signal(syscall.SIGTTOU)
 	count(1)
-	m.WaitLog(mark, "one is gone", func(e testkit.Entry) bool { return e.To == "gone" })
-	testkit.AnsweredBy(t, address, 1)
-	m.Stop()
+	m.WaitLog(mark, "one is gone", testkit.Reaches(1, "gone"))
+	m.AnsweredBy(1)
 }
 
 // The worker's output is its own.
 func TestWorkerOutputIsUntouched(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
 	var out bytes.Buffer
-	command := []string{"/bin/sh", "-c", `echo to stdout; echo to stderr >&2; cat; exec "$@"`, "sh"}
-	args := append([]string{"run", "-l", address, "--"}, append(command, testkit.WorkerCommand("graceful")...)...)
-	m := testkit.Launch{Args: args}.StartWith(t, &out)
-	m.WaitServing(1)
+	plan := "sh echo to stdout; echo to stderr >&2; cat; exec " + strings.Join(testkit.Worker("graceful"), " ")
+	m := testkit.Launch{Stdout: &out}.Listen(t, plan).Serving()
 	m.WaitLog(0, "the worker's own line", func(e testkit.Entry) bool { return e.Raw == "to stderr" })
 	m.Stop()
 	if out.String() != "to stdout\n" {
@@ -354,26 +261,51 @@ func TestWorkerOutputIsUntouched(t *testing.T) {
 
 func TestLogIsOneObjectPerTransition(t *testing.T) {
 	t.Parallel()
-	address := testkit.FreeAddress(t)
-	m := testkit.Run(t, []string{"-l", address, "--name", "web"}, testkit.WorkerCommand("graceful"))
-	m.WaitServing(1)
+	m := testkit.Listen(t, "graceful", "--name", "web").Serving()
 	m.Upgrade()
-	m.WaitState(1, "gone")
+	m.Retire()
 	m.Stop()
-	m.Mu.Lock()
-	defer m.Mu.Unlock()
-	var path []string
-	for _, e := range m.Entries {
+	times := map[string]int{}
+	for _, e := range m.Entries(0) {
 		if e.Level == "" || e.Message == "" || e.Name != "web" {
 			t.Errorf("not a log line of master web: %s", e.Raw)
 		}
-		if !e.IsPhase() && e.Generation == 1 && e.To != "" {
-			path = append(path, e.To)
+		if !e.IsPhase() && e.Generation == 1 {
+			times[e.To]++
 		}
 	}
 	for _, state := range []string{"starting", "serving", "draining", "gone"} {
-		if n := len(slices.DeleteFunc(slices.Clone(path), func(s string) bool { return s != state })); n != 1 {
-			t.Errorf("generation 1 came to %s %d times: %v", state, n, path)
+		if times[state] != 1 {
+			t.Errorf("generation 1 came to %s %d times", state, times[state])
 		}
 	}
+}
+
+// As PID 1 of a namespace of its own, the master reaps what is orphaned onto
+// it, and its end does not cut a generation that still drains.
+func TestAsPID1(t *testing.T) {
+	testkit.RequireRoot(t, "make a PID namespace")
+	t.Parallel()
+	unshare := []string{testkit.RequireProgram(t, "unshare"), "--pid", "--fork", "--mount-proc", "--kill-child"}
+	m := testkit.Launch{Wrap: unshare}.Listen(t, "orphans n=20")
+	// Outside, the pid that was started is unshare's; the master is its child.
+	testkit.Until(t, "generation 1 answers", func() error { return testkit.AtLeast(testkit.GenerationAt(m.Address), 1) })
+	inside := testkit.Children(m.PID())
+	if len(inside) != 1 {
+		t.Fatalf("children of unshare: %s", testkit.Describe(inside))
+	}
+	pid := inside[0]
+	testkit.Until(t, "no zombie and one child", func() error {
+		if kids := testkit.Children(pid); len(kids) != 1 || testkit.Zombies(pid) != 0 {
+			return os.ErrDeadlineExceeded
+		}
+		return nil
+	})
+	held := m.Hold("/?sleep=2s")
+	mark := m.Mark()
+	testkit.OK(t, syscall.Kill(pid, syscall.SIGHUP))
+	m.WaitLog(mark, "upgraded", testkit.Over(2))
+	testkit.OK(t, syscall.Kill(pid, syscall.SIGTERM))
+	testkit.Finish(t, "of a generation that still drained", held)
+	m.ExitsWith(0)
 }

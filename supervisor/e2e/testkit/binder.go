@@ -146,9 +146,7 @@ func (b *binder) serve(listener net.Listener) {
 
 func (b *binder) listen(network, address string) {
 	listener, err := net.Listen(network, address)
-	if err != nil {
-		Fail("%v", err)
-	}
+	check(err)
 	b.serve(listener)
 }
 
@@ -232,9 +230,7 @@ func (b *binder) shut() {
 	defer b.mu.Unlock()
 	for _, listener := range b.open {
 		raw, err := listener.(syscall.Conn).SyscallConn()
-		if err != nil {
-			Fail("%v", err)
-		}
+		check(err)
 		raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RDWR) })
 	}
 	for slowRequests.Load() > 0 {
@@ -255,9 +251,7 @@ func (b *binder) listenShort(value string, _ []string) {
 // listeningSocket is a blocking one on an IPv4 address.
 func listeningSocket(address string, backlog int) int {
 	host, err := net.ResolveTCPAddr("tcp4", address)
-	if err != nil {
-		Fail("%v", err)
-	}
+	check(err)
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err == nil {
 		err = unix.Bind(fd, &unix.SockaddrInet4{Port: host.Port, Addr: [4]byte(host.IP.To4())})
@@ -289,22 +283,20 @@ func (b *binder) listenOnThreads(value string, _ []string) {
 	if err != nil {
 		Fail("threads %q", value)
 	}
-	config := net.ListenConfig{Control: ReusePort}
+	config := net.ListenConfig{Control: reusePort}
 	var all sync.WaitGroup
 	for range count {
 		all.Go(func() {
 			runtime.LockOSThread()
 			listener, err := config.Listen(context.Background(), "tcp", address)
-			if err != nil {
-				Fail("%v", err)
-			}
+			check(err)
 			b.serve(listener)
 		})
 	}
 	all.Wait()
 }
 
-func ReusePort(_, _ string, c syscall.RawConn) error {
+func reusePort(_, _ string, c syscall.RawConn) error {
 	var failed error
 	err := c.Control(func(fd uintptr) {
 		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
@@ -316,9 +308,7 @@ func ReusePort(_, _ string, c syscall.RawConn) error {
 // once by bind alone and once by listen.
 func (b *binder) isFree(address string, _ []string) {
 	host, err := net.ResolveTCPAddr("tcp4", address)
-	if err != nil {
-		Fail("%v", err)
-	}
+	check(err)
 	for range 2 {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err == nil {
@@ -365,9 +355,7 @@ func waitAtPipe(path string) {
 		_, err = pipe.Read(make([]byte, 1))
 		pipe.Close()
 	}
-	if err != nil {
-		Fail("%v", err)
-	}
+	check(err)
 }
 
 func becomeNobody() {
@@ -379,7 +367,7 @@ func becomeNobody() {
 
 // child is this worker again, to do other steps.
 func child(options []string) *exec.Cmd {
-	cmd := exec.Command("/proc/self/exe", append([]string{WorkerPrefix + "binds"}, options...)...)
+	cmd := exec.Command("/proc/self/exe", append([]string{workerPrefix + "binds"}, options...)...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	return cmd
 }
@@ -391,9 +379,7 @@ func (b *binder) fork(value string, rest []string) {
 	}
 	for range n {
 		cmd := child(rest)
-		if err := cmd.Start(); err != nil {
-			Fail("%v", err)
-		}
+		check(cmd.Start())
 		b.children = append(b.children, cmd)
 	}
 }
@@ -404,9 +390,7 @@ func (b *binder) daemonize(gate string, rest []string) {
 	cmd := child(rest)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.ExtraFiles = b.idle
-	if err := cmd.Start(); err != nil {
-		Fail("%v", err)
-	}
+	check(cmd.Start())
 	if gate != "" {
 		waitAtPipe(gate)
 	}

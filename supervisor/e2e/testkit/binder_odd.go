@@ -23,9 +23,7 @@ import (
 // echo answers datagrams with the generation and what they said.
 func (b *binder) echo(address string) {
 	conn, err := net.ListenPacket("udp", address)
-	if err != nil {
-		Fail("%v", err)
-	}
+	check(err)
 	echoOn(conn)
 }
 
@@ -35,9 +33,7 @@ func echoOn(conn net.PacketConn) {
 		buffer := make([]byte, 2048)
 		for {
 			n, peer, err := conn.ReadFrom(buffer)
-			if err != nil {
-				Fail("%v", err)
-			}
+			check(err)
 			conn.WriteTo(fmt.Appendf(nil, "%s %s", os.Getenv("MOULT_GENERATION"), buffer[:n]), peer)
 		}
 	}()
@@ -88,18 +84,14 @@ func changePort(address *unix.RawSockaddrInet4, first, second uint16, over *atom
 // bindRaw returns the port on which the new socket listened, 0 if on none.
 func bindRaw(address *unix.RawSockaddrInet4) uint16 {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		Fail("%v", err)
-	}
+	check(err)
 	defer unix.Close(fd)
 	_, _, errno := unix.Syscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(address)), unsafe.Sizeof(*address))
 	if errno != 0 || unix.Listen(fd, 1) != nil {
 		return 0
 	}
 	name, err := unix.Getsockname(fd)
-	if err != nil {
-		Fail("%v", err)
-	}
+	check(err)
 	return uint16(name.(*unix.SockaddrInet4).Port)
 }
 
@@ -161,15 +153,15 @@ func alarm(thread int, sent *atomic.Int64, over *atomic.Bool) {
 // listenByRing binds and listens by io_uring, which no filter of system calls
 // sees.
 func listenByRing(address string) net.Listener {
-	fd, err := RingSocket(address)
+	fd, err := ringSocket(address)
 	if err != nil {
 		Fail("io_uring: %v", err)
 	}
 	return ListenerOf(fd)
 }
 
-// RingSocket is a listening socket on an IPv4 address, bound by io_uring.
-func RingSocket(address string) (int, error) {
+// ringSocket is a listening socket on an IPv4 address, bound by io_uring.
+func ringSocket(address string) (int, error) {
 	host, err := net.ResolveTCPAddr("tcp4", address)
 	if err != nil {
 		return -1, err

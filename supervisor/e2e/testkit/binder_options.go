@@ -83,13 +83,9 @@ func optionsOf(fd int) string {
 func (b *binder) call(value string, _ []string) {
 	port, address, _ := strings.Cut(value, ",")
 	from, err := net.ResolveTCPAddr("tcp4", "127.0.0.1:"+port)
-	if err != nil {
-		Fail("%v", err)
-	}
+	check(err)
 	conn, err := (&net.Dialer{LocalAddr: from}).Dial("tcp4", address)
-	if err != nil {
-		Fail("%v", err)
-	}
+	check(err)
 	fmt.Fprint(conn, "hello")
 	conn.Close()
 }

@@ -27,9 +27,7 @@ func boundSocket(address string, kind int) int {
 	family := unix.AF_UNIX
 	if strings.Contains(address, ":") {
 		host, err := net.ResolveTCPAddr("tcp4", address)
-		if err != nil {
-			Fail("%v", err)
-		}
+		check(err)
 		name, family = &unix.SockaddrInet4{Port: host.Port, Addr: [4]byte(host.IP.To4())}, unix.AF_INET
 	} else {
 		name = &unix.SockaddrUnix{Name: address}
@@ -66,23 +64,17 @@ func (b *binder) listenFromElsewhere(path string, _ []string) {
 	if err == nil {
 		err = os.Chdir(filepath.Dir(path))
 	}
-	if err != nil {
-		Fail("%v", err)
-	}
+	check(err)
 	os.Remove(filepath.Base(path))
 	fd := boundSocket(filepath.Base(path), unix.SOCK_STREAM)
-	if err := os.Chdir(back); err != nil {
-		Fail("%v", err)
-	}
+	check(os.Chdir(back))
 	b.listenOn(fd)
 }
 
 // listenNameless removes the path of its socket before it listens.
 func (b *binder) listenNameless(path string, _ []string) {
 	fd := boundSocket(path, unix.SOCK_STREAM)
-	if err := os.Remove(path); err != nil {
-		Fail("%v", err)
-	}
+	check(os.Remove(path))
 	b.listenOn(fd)
 }
 
@@ -94,9 +86,7 @@ func (b *binder) listenOnDevice(value string, _ []string) {
 		return err
 	}}
 	listener, err := config.Listen(context.Background(), "tcp4", address)
-	if err != nil {
-		Fail("%v", err)
-	}
+	check(err)
 	b.serve(listener)
 }
 
@@ -168,14 +158,10 @@ func (b *binder) resolve(host string, _ []string) {
 // hunt takes the first of some datagram addresses that is free, with one socket.
 func (b *binder) hunt(value string, _ []string) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		Fail("%v", err)
-	}
+	check(err)
 	for address := range strings.SplitSeq(value, ",") {
 		host, err := net.ResolveUDPAddr("udp4", address)
-		if err != nil {
-			Fail("%v", err)
-		}
+		check(err)
 		err = unix.Bind(fd, &unix.SockaddrInet4{Port: host.Port, Addr: [4]byte(host.IP.To4())})
 		say("tried", address, errnoName(err))
 		if err == nil {
@@ -185,18 +171,14 @@ func (b *binder) hunt(value string, _ []string) {
 	file := os.NewFile(uintptr(fd), "socket")
 	defer file.Close()
 	conn, err := net.FilePacketConn(file)
-	if err != nil {
-		Fail("%v", err)
-	}
+	check(err)
 	echoOn(conn)
 }
 
 // test listens, and shuts the socket down without closing it.
 func (b *binder) test(address string, _ []string) {
 	listener, err := net.Listen("tcp4", address)
-	if err != nil {
-		Fail("%v", err)
-	}
+	check(err)
 	tested := binder{open: []net.Listener{listener}}
 	tested.shut()
 	b.open = append(b.open, listener)
@@ -244,9 +226,7 @@ func receiveSocket(pair int) int {
 func (b *binder) passOn(value string, _ []string) {
 	gate, address, _ := strings.Cut(value, ",")
 	pair, err := withPair(nil, "receive="+gate)
-	if err != nil {
-		Fail("%v", err)
-	}
+	check(err)
 	fd := listeningSocket(address, 128)
 	sendSocket(pair, fd)
 	unix.Close(fd)
@@ -285,7 +265,7 @@ func (b *binder) send(address string, _ []string) {
 // seize tries an IPv4 address with and without SO_REUSEPORT, and keeps what it
 // gets.
 func (b *binder) seize(address string, _ []string) {
-	for _, control := range []func(string, string, syscall.RawConn) error{nil, ReusePort} {
+	for _, control := range []func(string, string, syscall.RawConn) error{nil, reusePort} {
 		config := net.ListenConfig{Control: control}
 		listener, err := config.Listen(context.Background(), "tcp4", address)
 		say("tried", address, errnoName(err))

@@ -13,8 +13,10 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -22,193 +24,6 @@ import (
 	"github.com/moult/moult/supervisor/control/api"
 	"github.com/moult/moult/supervisor/load"
 )
-
-// Clients that do one special thing, and workers without a master.
-
-// AskSelf returns what the worker that serves found when it began.
-func AskSelf(t testing.TB, network, address string) Self {
-	t.Helper()
-	_, body, err := Get(network, address, "/self")
-	var s Self
-	if err == nil {
-		err = json.Unmarshal([]byte(body), &s)
-	}
-	if err != nil {
-		t.Fatalf("cannot ask the worker about itself: %v", err)
-	}
-	return s
-}
-
-func (s Self) Variable(name string) string {
-	for _, kv := range s.Env {
-		if value, found := strings.CutPrefix(kv, name+"="); found {
-			return value
-		}
-	}
-	return ""
-}
-
-func (s Self) Has(name string) bool {
-	for _, kv := range s.Env {
-		if strings.HasPrefix(kv, name+"=") {
-			return true
-		}
-	}
-	return false
-}
-
-func Answers(t testing.TB, network, address string) {
-	t.Helper()
-	Until(t, address+" answers", func() error {
-		_, _, err := Get(network, address, "/")
-		return err
-	})
-}
-
-// HeldRequest is a request whose answer has not been read.
-type HeldRequest struct{ conn net.Conn }
-
-// Hold sends a request for a slow answer and returns once a worker has it in
-// hand.
-func Hold(t testing.TB, address, path string) HeldRequest {
-	t.Helper()
-	before := Busy(t, address)
-	conn, err := net.Dial("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", path); err != nil {
-		t.Fatal(err)
-	}
-	Until(t, "the request is in hand", func() error { return AtLeast(Busy(t, address), before+1) })
-	return HeldRequest{conn}
-}
-
-func (h HeldRequest) Finish() error {
-	h.conn.SetReadDeadline(time.Now().Add(Patience))
-	response, err := http.ReadResponse(bufio.NewReader(h.conn), nil)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	_, err = io.Copy(io.Discard, response.Body)
-	return err
-}
-
-// Busy is the number of slow requests that the serving worker has in hand.
-func Busy(t testing.TB, address string) int {
-	t.Helper()
-	_, body, err := Get("tcp", address, "/busy")
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := strconv.Atoi(body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
-type TcpSocket struct{ Local, state, inode string }
-
-// TcpSockets reads the kernel's table, as this thread sees it: the first thread
-// of the process may be in a namespace that some test has made.
-func TcpSockets(t testing.TB) (all []TcpSocket) {
-	t.Helper()
-	table, err := os.ReadFile("/proc/thread-self/net/tcp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(table)) {
-		fields := strings.Fields(line)
-		var ip, port uint32
-		if len(fields) < 10 {
-			continue
-		}
-		if _, err := fmt.Sscanf(fields[1], "%X:%X", &ip, &port); err != nil {
-			continue
-		}
-		local := fmt.Sprintf("%d.%d.%d.%d:%d", byte(ip), byte(ip>>8), byte(ip>>16), byte(ip>>24), port)
-		all = append(all, TcpSocket{local, fields[3], fields[9]})
-	}
-	return all
-}
-
-// Listening is a socket of the test's own, blocking, for others to inherit.
-func Listening(t testing.TB, network, address string) *os.File {
-	t.Helper()
-	config := new(net.ListenConfig)
-	config.SetMultipathTCP(false) // plain TCP, as systemd opens it
-	listener, err := config.Listen(t.Context(), network, address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if l, isUnix := listener.(*net.UnixListener); isUnix {
-		l.SetUnlinkOnClose(false)
-	}
-	file, err := listener.(interface{ File() (*os.File, error) }).File()
-	if err := errors.Join(err, listener.Close()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { file.Close() })
-	return file
-}
-
-// StartBare starts a worker with no master above it, on a socket at 3.
-func StartBare(t testing.TB, socket *os.File, generation int, command []string) *exec.Cmd {
-	t.Helper()
-	cmd := exec.Command(command[0], command[1:]...)
-	token := NewToken()
-	cmd.Env = append(os.Environ(), TokenVariable+"="+token, "LISTEN_FDS=1", fmt.Sprintf("MOULT_GENERATION=%d", generation))
-	cmd.ExtraFiles = []*os.File{socket}
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if cmd.ProcessState == nil {
-			cmd.Process.Kill()
-			cmd.Wait()
-		}
-		for _, pid := range processesWith(token) {
-			KillProcess(pid)
-		}
-	})
-	return cmd
-}
-
-// StatusOf asks the master as a script does.
-func StatusOf(t *testing.T, control string) api.Status {
-	t.Helper()
-	code, out := Client(t, "status", "--json", "--control", control)
-	var status api.Status
-	if err := json.Unmarshal([]byte(out), &status); code != 0 || err != nil {
-		t.Fatalf("exit code %d, %v: %s", code, err, out)
-	}
-	return status
-}
-
-func Dial(t *testing.T, address string) {
-	t.Helper()
-	conn, err := net.DialTimeout("tcp", address, 5*time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-}
-
-// OnlyInHand checks that a crash has cost no more than one request per client.
-func OnlyInHand(t *testing.T, clients *load.Traffic, crashes int) {
-	t.Helper()
-	report := clients.Stop()
-	total := report.Total()
-	cut := total.Failed[load.Reset] + total.Failed[load.Short]
-	if total.Failures() != cut || cut > crashes {
-		t.Errorf("more was lost than was in hand (%d at most): %v", crashes, report)
-	}
-}
 
 // Get asks once, over a new connection.
 func Get(network, address, path string) (*http.Response, string, error) {
@@ -221,8 +36,12 @@ func Get(network, address, path string) (*http.Response, string, error) {
 	return exchange(conn, path)
 }
 
+func request(path string) string {
+	return "GET " + path + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+}
+
 func exchange(conn net.Conn, path string) (*http.Response, string, error) {
-	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", path); err != nil {
+	if _, err := io.WriteString(conn, request(path)); err != nil {
 		return nil, "", err
 	}
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -230,66 +49,61 @@ func exchange(conn net.Conn, path string) (*http.Response, string, error) {
 		return nil, "", err
 	}
 	defer response.Body.Close()
-	body := new(strings.Builder)
-	if _, err := bufio.NewReader(response.Body).WriteTo(body); err != nil {
-		return nil, "", err
+	body, err := io.ReadAll(response.Body)
+	return response, string(body), err
+}
+
+// MustGet returns the body of an answer.
+func MustGet(t testing.TB, address, path string) string {
+	t.Helper()
+	response, body, err := Get("tcp", address, path)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = errors.New(response.Status)
 	}
-	return response, body.String(), nil
+	if err != nil {
+		t.Fatalf("GET %s: %v %s", path, err, body)
+	}
+	return body
+}
+
+// networkOf tells the path of a unix socket, or an abstract name, from host:port.
+func networkOf(address string) string {
+	if strings.HasPrefix(address, "/") || strings.HasPrefix(address, "@") {
+		return "unix"
+	}
+	return "tcp"
 }
 
 // GenerationAt returns which generation answers, 0 if none does.
-func GenerationAt(network, address string) int {
-	response, _, err := Get(network, address, "/")
+func GenerationAt(address string) int {
+	response, _, err := Get(networkOf(address), address, "/")
 	if err != nil {
 		return 0
 	}
-	generation, err := strconv.Atoi(response.Header.Get(load.GenerationHeader))
-	if err != nil {
-		return 0
-	}
+	generation, _ := strconv.Atoi(response.Header.Get(load.GenerationHeader))
 	return generation
 }
 
 func AnsweredBy(t testing.TB, address string, generation int) {
 	t.Helper()
-	if got := GenerationAt("tcp", address); got != generation {
-		t.Errorf("generation %d answers, want %d", got, generation)
+	if got := GenerationAt(address); got != generation {
+		t.Errorf("generation %d answers at %s, want %d", got, address, generation)
 	}
 }
 
-// Traffic starts clients; what they counted is checked by lossless or read by
-// Stop.
-func Traffic(t testing.TB, config load.Config) *load.Traffic {
-	t.Helper()
-	if config.Clients == 0 {
-		config.Clients = 16
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	running := load.Start(ctx, config)
-	t.Cleanup(func() { cancel(); running.Stop() })
-	return running
+// AnsweredBy checks which generation answers at the master's address.
+func (m *Master) AnsweredBy(generation int) {
+	m.t.Helper()
+	AnsweredBy(m.t, m.Address, generation)
 }
 
-// Flowing waits until the traffic has got some more answers.
-func Flowing(t testing.TB, running *load.Traffic) {
+// Answers waits until somebody does.
+func Answers(t testing.TB, address string) {
 	t.Helper()
-	before := running.Snapshot()
-	Until(t, "traffic flows", func() error {
-		if now := running.Snapshot(); now.Requests() < before.Requests()+32 {
-			return errors.New(now.String())
-		}
-		return nil
+	Until(t, address+" answers", func() error {
+		_, _, err := Get(networkOf(address), address, "/")
+		return err
 	})
-}
-
-// Lossless stops the traffic and checks that nothing was lost.
-func Lossless(t testing.TB, running *load.Traffic) load.Report {
-	t.Helper()
-	report := running.Stop()
-	if report.Failures() != 0 || report.Requests() == 0 {
-		t.Errorf("lost requests: %v", report)
-	}
-	return report
 }
 
 // Refused waits until nobody listens on an address.
@@ -301,57 +115,499 @@ func Refused(t testing.TB, address string) {
 			return nil
 		}
 		conn.Close()
-		return fmt.Errorf("somebody listens")
+		return errors.New("somebody listens")
 	})
 }
 
-// SendTo sends requests over n connections that nobody has to accept yet.
-func SendTo(t *testing.T, address string, n int) (queue []HeldRequest) {
-	t.Helper()
-	for i := range n {
-		conn, err := net.DialTimeout("tcp", address, 5*time.Second)
-		if err != nil {
-			t.Fatalf("connection %d: %v", i, err)
-		}
-		t.Cleanup(func() { conn.Close() })
-		fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-		queue = append(queue, HeldRequest{conn})
-	}
-	return queue
+// Clients are traffic; what it has counted is checked by one of the methods
+// that stop it.
+type Clients struct {
+	*load.Traffic
+	t testing.TB
 }
 
-// Client runs a client command and returns its exit code and what it said.
-func Client(t *testing.T, args ...string) (int, string) {
+// Ask starts 16 clients where the number is not given.
+func Ask(t testing.TB, config load.Config) *Clients {
 	t.Helper()
-	cmd := exec.Command(Executable(), args...)
-	cmd.Env = append(os.Environ(), TokenVariable+"="+NewToken())
+	if config.Clients == 0 {
+		config.Clients = 16
+	}
+	if config.Network == "" {
+		config.Network = networkOf(config.Address)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &Clients{load.Start(ctx, config), t}
+	t.Cleanup(func() { cancel(); c.Stop() })
+	return c
+}
+
+// Ask starts so many clients of the master's address that a test beside others
+// has its share of the processor: in a soak run they ask without a pause.
+func (m *Master) Ask(clients int) *Clients {
+	m.t.Helper()
+	return AskAt(m.t, m.Address, clients)
+}
+
+// AskAt is Master.Ask for any address.
+func AskAt(t testing.TB, address string, clients int) *Clients {
+	t.Helper()
+	return Ask(t, load.Config{Address: address, Clients: clients, Pause: politely(5 * time.Millisecond)})
+}
+
+// politely is a pause of clients, which there is not in a soak run.
+func politely(pause time.Duration) time.Duration {
+	if Soak() {
+		return 0
+	}
+	return pause
+}
+
+// Requests is the number that have ended so far, well or not.
+func (c *Clients) Requests() int {
+	now := c.Snapshot()
+	return now.Requests()
+}
+
+// Answer waits for some more answers.
+func (c *Clients) Answer(more int) {
+	c.t.Helper()
+	before := c.Requests()
+	Until(c.t, "traffic flows", func() error {
+		if now := c.Snapshot(); now.Requests() < before+more {
+			return errors.New(now.String())
+		}
+		return nil
+	})
+}
+
+// Flow waits until the traffic has got some more answers.
+func (c *Clients) Flow() {
+	c.t.Helper()
+	c.Answer(32)
+}
+
+// Lossless stops the traffic and checks that nothing was lost.
+func (c *Clients) Lossless() load.Report {
+	c.t.Helper()
+	report := c.Stop()
+	if report.Failures() != 0 || report.Requests() == 0 {
+		c.t.Errorf("lost requests: %v", report)
+	}
+	return report
+}
+
+// OnlyInHand stops the traffic and checks that crashes have cost no more than
+// what was in hand.
+func (c *Clients) OnlyInHand(most int) {
+	c.t.Helper()
+	report := c.Stop()
+	total := report.Total()
+	cut := total.Failed[load.Reset] + total.Failed[load.Short]
+	if total.Failures() != cut || cut > most {
+		c.t.Errorf("more was lost than was in hand (%d at most): %v", most, report)
+	}
+}
+
+// ShutdownLosses stops the traffic and checks what a shared socket can promise:
+// net/http drops the requests that it has just read when Shutdown begins
+// (golang/go#75591), and nothing else is lost: at most one request of each of
+// the 16 clients.
+func (c *Clients) ShutdownLosses(upgrades int) {
+	c.t.Helper()
+	c.OnlyInHand(16 * upgrades)
+}
+
+// UpgradeUnderLoad upgrades while clients ask all of the addresses, by default
+// the master's.
+func (m *Master) UpgradeUnderLoad(times int, addresses ...string) {
+	m.t.Helper()
+	if len(addresses) == 0 {
+		addresses = []string{m.Address}
+	}
+	var all []*Clients
+	for _, address := range addresses {
+		all = append(all, AskAt(m.t, m.Fill(address), max(4, 16/len(addresses))))
+	}
+	flow := func() {
+		for _, clients := range all {
+			clients.Flow()
+		}
+	}
+	flow()
+	for range times {
+		m.Upgrade()
+		flow()
+	}
+	m.Retire()
+	for i, clients := range all {
+		report := clients.Lossless()
+		if report.Generations[strconv.Itoa(m.Generation())] == 0 {
+			m.t.Errorf("%s was never answered by the last generation: %v", addresses[i], report)
+		}
+	}
+}
+
+// Loop is clients that do something again and again, and whose failures count.
+type Loop struct {
+	t       testing.TB
+	quit    func()
+	running sync.WaitGroup
+
+	mu       sync.Mutex
+	ended    int
+	failures []error
+}
+
+// Repeat starts clients. Each calls start once, and what it returns until the
+// loop is stopped, all on a goroutine of its own.
+func Repeat(t testing.TB, clients int, pause time.Duration, start func() (once func() error, err error)) *Loop {
+	quit := make(chan struct{})
+	l := &Loop{t: t, quit: sync.OnceFunc(func() { close(quit) })}
+	for range clients {
+		l.running.Go(func() {
+			once, err := start()
+			for err == nil {
+				l.count(once())
+				select {
+				case <-quit:
+					return
+				case <-time.After(pause):
+				}
+			}
+			l.count(err)
+		})
+	}
+	t.Cleanup(func() { l.Stop() })
+	return l
+}
+
+func (l *Loop) count(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended++
+	if err != nil {
+		l.failures = append(l.failures, err)
+	}
+}
+
+// Requests is the number that have ended so far, well or not.
+func (l *Loop) Requests() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ended
+}
+
+// Flow waits for some more requests.
+func (l *Loop) Flow() {
+	l.t.Helper()
+	before := l.Requests()
+	Until(l.t, "requests are answered", func() error { return AtLeast(l.Requests()-before, 32) })
+}
+
+// Stop lets each client finish, and returns an error if any request failed.
+func (l *Loop) Stop() error {
+	l.quit()
+	l.running.Wait()
+	if len(l.failures) > 0 || l.ended == 0 {
+		return fmt.Errorf("%d requests, %d failures, the first: %v", l.ended, len(l.failures), l.failures[:min(3, len(l.failures))])
+	}
+	return nil
+}
+
+// Lossless stops the clients and checks that no request failed.
+func (l *Loop) Lossless() {
+	l.t.Helper()
+	if err := l.Stop(); err != nil {
+		l.t.Error(err)
+	}
+}
+
+// AskByDatagrams starts clients that wait for each echo.
+func AskByDatagrams(t testing.TB, address string, clients int) *Loop {
+	t.Helper()
+	return Repeat(t, clients, politely(time.Millisecond), func() (func() error, error) {
+		conn, err := net.Dial("udp", address)
+		n := 0
+		return func() error {
+			n++
+			_, err := Echoed(conn, strconv.Itoa(n))
+			return err
+		}, err
+	})
+}
+
+// Echoed sends words and returns the generation that sent them back.
+func Echoed(conn net.Conn, words string) (generation string, err error) {
+	conn.SetDeadline(time.Now().Add(2 * time.Second))
+	if _, err := io.WriteString(conn, words); err != nil {
+		return "", err
+	}
+	buffer := make([]byte, 100)
+	n, err := conn.Read(buffer)
+	if err != nil {
+		return "", err
+	}
+	generation, same, _ := strings.Cut(string(buffer[:n]), " ")
+	if same != words {
+		return "", fmt.Errorf("got %q, want %q", same, words)
+	}
+	return generation, nil
+}
+
+// HeldRequest is a request whose answer has not been read.
+type HeldRequest struct {
+	t    testing.TB
+	conn net.Conn
+}
+
+// Send sends a request that nobody has to accept yet.
+func Send(t testing.TB, address, path string) HeldRequest {
+	t.Helper()
+	conn, err := net.DialTimeout("tcp", address, 5*time.Second)
+	OK(t, err)
+	t.Cleanup(func() { conn.Close() })
+	_, err = io.WriteString(conn, request(path))
+	OK(t, err)
+	return HeldRequest{t, conn}
+}
+
+// Queue is requests that nobody has to accept yet.
+func Queue(t testing.TB, address string, n int) (all []HeldRequest) {
+	t.Helper()
+	for range n {
+		all = append(all, Send(t, address, "/"))
+	}
+	return all
+}
+
+// Finish checks that the requests are answered; what says which they are.
+func Finish(t testing.TB, what string, all ...HeldRequest) {
+	t.Helper()
+	for i, h := range all {
+		h.conn.SetReadDeadline(time.Now().Add(patience))
+		response, err := http.ReadResponse(bufio.NewReader(h.conn), nil)
+		if err == nil {
+			_, err = io.Copy(io.Discard, response.Body)
+		}
+		if err != nil {
+			t.Errorf("%s (request %d): %v", what, i, err)
+		}
+	}
+}
+
+// Hold sends a request for a slow answer and returns once a worker has it in
+// hand.
+func Hold(t testing.TB, address, path string) HeldRequest {
+	t.Helper()
+	before := Busy(t, address)
+	held := Send(t, address, path)
+	Until(t, "the request is in hand", func() error { return AtLeast(Busy(t, address), before+1) })
+	return held
+}
+
+// Hold is the function of this name for the master's address.
+func (m *Master) Hold(path string) HeldRequest {
+	m.t.Helper()
+	return Hold(m.t, m.Address, path)
+}
+
+// Busy is the number of slow requests that the serving worker has in hand.
+func Busy(t testing.TB, address string) int {
+	t.Helper()
+	n, err := strconv.Atoi(MustGet(t, address, "/busy"))
+	OK(t, err)
+	return n
+}
+
+// Dial opens a connection for as long as the test lasts.
+func Dial(t testing.TB, address string) net.Conn {
+	t.Helper()
+	return DialFor(t, 5*time.Second, address)
+}
+
+// DialFor is Dial with a limit.
+func DialFor(t testing.TB, limit time.Duration, address string) net.Conn {
+	t.Helper()
+	conn, err := net.DialTimeout(networkOf(address), address, limit)
+	OK(t, err)
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// AskSelf returns what the worker that serves found when it began.
+func AskSelf(t testing.TB, address string) (s Self) {
+	t.Helper()
+	OK(t, json.Unmarshal([]byte(MustGet(t, address, "/self")), &s))
+	return s
+}
+
+// Self is AskSelf for the master's address.
+func (m *Master) Self() Self {
+	m.t.Helper()
+	return AskSelf(m.t, m.Address)
+}
+
+func (s Self) Variable(name string) string {
+	value, _ := s.Lookup(name)
+	return value
+}
+
+func (s Self) Lookup(name string) (string, bool) {
+	for _, kv := range s.Env {
+		if value, found := strings.CutPrefix(kv, name+"="); found {
+			return value, true
+		}
+	}
+	return "", false
+}
+
+// Client runs a client command for this master, and returns its exit code and
+// what it said.
+func (m *Master) Client(words ...string) (int, string) {
+	m.t.Helper()
+	cmd := exec.Command(Executable(), words...)
+	cmd.Env = append(os.Environ(), tokenVariable+"="+newToken(), "MOULT_CONTROL="+m.control())
 	out, err := cmd.CombinedOutput()
 	if cmd.ProcessState == nil {
-		t.Fatal(err)
+		m.t.Fatal(err)
 	}
 	return cmd.ProcessState.ExitCode(), string(out)
 }
 
-// Queued counts established connections that nobody has accepted.
-func Queued(t *testing.T, address string) (n int) {
+// Control dials the master's control socket.
+func (m *Master) Control() net.Conn {
+	m.t.Helper()
+	return Dial(m.t, m.control())
+}
+
+// Succeeds runs a client command that must.
+func (m *Master) Succeeds(words ...string) string {
+	m.t.Helper()
+	code, out := m.Client(words...)
+	if code != 0 {
+		m.t.Fatalf("%v: exit code %d: %s", words, code, out)
+	}
+	return out
+}
+
+// Status asks the master as a script does.
+func (m *Master) Status() (status api.Status) {
+	m.t.Helper()
+	OK(m.t, json.Unmarshal([]byte(m.Succeeds("status", "--json")), &status))
+	return status
+}
+
+// TCPSocket is a line of /proc/net/tcp.
+type TCPSocket struct{ Local, State, Inode string }
+
+// TCPSockets reads the kernel's table, as this thread sees it: the first thread
+// of the process may be in a namespace that some test has made.
+func TCPSockets(t testing.TB) (all []TCPSocket) {
 	t.Helper()
-	for _, s := range TcpSockets(t) {
-		if s.Local == address && s.state == "01" && s.inode == "0" {
+	table, err := os.ReadFile("/proc/thread-self/net/tcp")
+	OK(t, err)
+	for line := range strings.Lines(string(table)) {
+		fields := strings.Fields(line)
+		var ip, port uint32
+		if len(fields) < 10 {
+			continue
+		}
+		if _, err := fmt.Sscanf(fields[1], "%X:%X", &ip, &port); err != nil {
+			continue
+		}
+		local := fmt.Sprintf("%d.%d.%d.%d:%d", byte(ip), byte(ip>>8), byte(ip>>16), byte(ip>>24), port)
+		all = append(all, TCPSocket{local, fields[3], fields[9]})
+	}
+	return all
+}
+
+// Queued counts established connections that nobody has accepted.
+func Queued(t testing.TB, address string) (n int) {
+	t.Helper()
+	for _, s := range TCPSockets(t) {
+		if s.Local == address && s.State == "01" && s.Inode == "0" {
 			n++
 		}
 	}
 	return n
 }
 
-// AtMostShutdownLosses is what a shared socket can promise: net/http drops the
-// requests that it has just read when Shutdown begins (golang/go#75591), and
-// nothing else is lost: at most one request of each of the 16 clients.
-func AtMostShutdownLosses(t *testing.T, clients *load.Traffic, upgrades int) {
+// Listening is a socket of the test's own, blocking, for others to inherit.
+func Listening(t testing.TB, network, address string) *os.File {
 	t.Helper()
-	report := clients.Stop()
-	total := report.Total()
-	unexplained := total.Failures() - total.Failed[load.Short] - total.Failed[load.Reset]
-	if unexplained != 0 || total.Failures() > 16*upgrades {
-		t.Errorf("%d upgrades: %v", upgrades, report)
+	config := new(net.ListenConfig)
+	config.SetMultipathTCP(false) // plain TCP, as systemd opens it
+	listener, err := config.Listen(t.Context(), network, address)
+	OK(t, err)
+	if l, isUnix := listener.(*net.UnixListener); isUnix {
+		l.SetUnlinkOnClose(false)
+	}
+	file, err := listener.(interface{ File() (*os.File, error) }).File()
+	OK(t, errors.Join(err, listener.Close()))
+	t.Cleanup(func() { file.Close() })
+	return file
+}
+
+// Stranger listens on an address in the group of others, if it can.
+func Stranger(t testing.TB, address string) net.Listener {
+	t.Helper()
+	config := net.ListenConfig{Control: reusePort}
+	config.SetMultipathTCP(false)
+	stranger, err := config.Listen(t.Context(), "tcp", address)
+	if err != nil {
+		return nil
+	}
+	t.Cleanup(func() { stranger.Close() })
+	return stranger
+}
+
+// MustBeFree checks that another program may have the address.
+func MustBeFree(t testing.TB, address string) {
+	t.Helper()
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatalf("the port is not free: %v", err)
+	}
+	listener.Close()
+}
+
+// StartAlone starts a command with no master above it, with sockets from 3 on.
+// end kills it with its descendants.
+func StartAlone(t testing.TB, generation int, files []*os.File, stdout *os.File, command []string, env ...string) (pid int, end func()) {
+	t.Helper()
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Env = append(append(os.Environ(), tokenVariable+"="+newToken(), fmt.Sprintf("MOULT_GENERATION=%d", generation)), env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	said := new(strings.Builder)
+	cmd.Stderr, cmd.WaitDelay, cmd.ExtraFiles = said, patience, files
+	if len(files) > 0 {
+		cmd.Env = append(cmd.Env, fmt.Sprintf("LISTEN_FDS=%d", len(files)))
+	}
+	if stdout != nil {
+		cmd.Stdout = stdout
+	}
+	OK(t, cmd.Start())
+	end = sync.OnceFunc(func() {
+		for _, pid := range Family(cmd.Process.Pid) {
+			KillProcess(pid)
+		}
+		cmd.Wait()
+		if t.Failed() {
+			t.Logf("%s alone said:\n%s", command[0], said)
+		}
+	})
+	t.Cleanup(end)
+	return cmd.Process.Pid, end
+}
+
+// OnlyTheSocket checks that no temporary name stays beside the path.
+func OnlyTheSocket(t testing.TB, path string) {
+	t.Helper()
+	files, err := os.ReadDir(filepath.Dir(path))
+	OK(t, err)
+	for _, file := range files {
+		if file.Name() != filepath.Base(path) {
+			t.Errorf("left behind: %s", file.Name())
+		}
 	}
 }

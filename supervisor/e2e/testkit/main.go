@@ -3,12 +3,13 @@
 package testkit
 
 import (
-	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,18 +22,18 @@ import (
 	"github.com/moult/moult/supervisor/cli"
 )
 
-// TokenVariable marks every process of one master, so that those which outlive
+// tokenVariable marks every process of one master, so that those which outlive
 // it are found. Its name must not be one that moult takes out of a worker's
 // environment.
-const TokenVariable = "E2E_TOKEN"
+const tokenVariable = "E2E_TOKEN"
 
-const WorkerPrefix = "worker:"
+const workerPrefix = "worker:"
 
 // Module is the path by which packages of the repository are built.
 const Module = "github.com/moult/moult"
 
-// Patience bounds every wait for something that is bound to happen.
-const Patience = 20 * time.Second
+// patience bounds every wait for something that is bound to happen.
+const patience = 20 * time.Second
 
 // Main is what TestMain of every package calls. The test binary plays moult, by
 // what its real main calls, and every worker.
@@ -43,15 +44,20 @@ func Main(m *testing.M) {
 		switch {
 		case strings.HasPrefix(name, withoutPrefix):
 			executeWithout(strings.TrimPrefix(name, withoutPrefix), options)
-		case strings.HasPrefix(name, WorkerPrefix):
-			playWorker(strings.TrimPrefix(name, WorkerPrefix), options)
+		case strings.HasPrefix(name, workerPrefix):
+			playWorker(strings.TrimPrefix(name, workerPrefix), options)
 			return
 		}
 	}
-	if os.Getenv(TokenVariable) != "" {
+	if os.Getenv(tokenVariable) != "" {
 		os.Exit(cli.Main(os.Args, ""))
 	}
 	closeStraysOnExec()
+	// Most of a test is waiting: more of them at once than there are processors.
+	flag.Parse()
+	if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
+		parallel.Value.Set(strconv.Itoa(3 * runtime.GOMAXPROCS(0)))
+	}
 	code := m.Run()
 	removeBuilt()
 	os.Exit(code)
@@ -112,9 +118,9 @@ func Skip(t testing.TB, reason string) {
 	t.Skip(reason)
 }
 
-// WorkerCommand is the command line that makes the test binary play a worker.
-func WorkerCommand(name string, options ...string) []string {
-	return append([]string{Executable(), WorkerPrefix + name}, options...)
+// Worker is the command line that makes the test binary play a worker.
+func Worker(name string, options ...string) []string {
+	return append([]string{Executable(), workerPrefix + name}, options...)
 }
 
 var Executable = sync.OnceValue(func() string {
@@ -128,16 +134,32 @@ var Executable = sync.OnceValue(func() string {
 // Until polls a fact until it holds (nil).
 func Until(t testing.TB, what string, fact func() error) {
 	t.Helper()
-	deadline := time.Now().Add(Patience)
-	for {
+	deadline := time.Now().Add(patience)
+	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		err := fact()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s: %v", Patience, what, err)
+			t.Fatalf("not within %v: %s: %v", patience, what, err)
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(pause)
+	}
+}
+
+// AtLeast is a fact for Until.
+func AtLeast(n, want int) error {
+	if n < want {
+		return fmt.Errorf("%d, want %d", n, want)
+	}
+	return nil
+}
+
+// OK ends the test at an error.
+func OK(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -147,8 +169,8 @@ var ports = sync.OnceValue(func() (first int64) {
 	const blocks = 12 // from 20000 on: below the range from which clients get theirs
 	for i := range blocks * 1000 {
 		block := (os.Getpid() + i) % blocks
-		// For good: the name goes with the process.
-		if _, err := net.Listen("unix", fmt.Sprintf("@moult-e2e-ports-%d", block)); err == nil {
+		if name, err := net.Listen("unix", fmt.Sprintf("@moult-e2e-ports-%d", block)); err == nil {
+			portsName = name
 			return 20000 + int64(block)*1000
 		}
 		if i%blocks == blocks-1 {
@@ -158,7 +180,10 @@ var ports = sync.OnceValue(func() (first int64) {
 	panic("all ports are taken by other tests")
 })
 
-var nextPort atomic.Int64
+var (
+	portsName net.Listener // for as long as the process lives
+	nextPort  atomic.Int64
+)
 
 // FreeAddress is a loopback address with a port that nobody uses.
 func FreeAddress(t testing.TB) string {
@@ -206,6 +231,15 @@ func removeBuilt() {
 	}
 }
 
+// RequireRoot skips the test of an ordinary user, in CI as well: there the tests
+// run as root too.
+func RequireRoot(t testing.TB, why string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root may " + why)
+	}
+}
+
 func RequireIPv6(t testing.TB) {
 	t.Helper()
 	listener, err := net.Listen("tcp6", "[::1]:0")
@@ -221,22 +255,24 @@ func PortOf(address string) string {
 }
 
 // PublicCopy is the test binary where everybody may execute it.
-func PublicCopy(t *testing.T) string {
+func PublicCopy(t testing.TB) string {
 	t.Helper()
 	content, err := os.ReadFile(Executable())
-	if err != nil {
-		t.Fatal(err)
-	}
-	directory, err := os.MkdirTemp("/tmp", "moult-e2e-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(directory) })
-	path := filepath.Join(directory, "server")
-	if err := errors.Join(os.Chmod(directory, 0o755), os.WriteFile(path, content, 0o755)); err != nil {
-		t.Fatal(err)
-	}
+	OK(t, err)
+	path := filepath.Join(PublicDir(t), "server")
+	OK(t, os.WriteFile(path, content, 0o755))
 	return path
+}
+
+// PublicDir is a folder of the test's that everybody may enter, also a server
+// that has dropped its privileges. Its path leaves room for a unix socket's.
+func PublicDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "moult-e2e-")
+	OK(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	OK(t, os.Chmod(dir, 0o755))
+	return dir
 }
 
 // Testdata is the path of a file below the repository's testdata.
@@ -249,6 +285,7 @@ func Testdata(t testing.TB, name string) string {
 	return path
 }
 
+// Pipe is one whose ends are closed when the test is over.
 func Pipe(b testing.TB) (r, w *os.File) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -258,7 +295,8 @@ func Pipe(b testing.TB) (r, w *os.File) {
 	return r, w
 }
 
-func MustGo(t *testing.T, arguments ...string) string {
+// MustGo runs the go command and returns what it has printed.
+func MustGo(t testing.TB, arguments ...string) string {
 	t.Helper()
 	command := exec.Command("go", arguments...)
 	command.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -267,11 +305,4 @@ func MustGo(t *testing.T, arguments ...string) string {
 		t.Fatalf("go %s: %v\n%s", strings.Join(arguments, " "), err, output)
 	}
 	return strings.TrimSpace(string(output))
-}
-
-func AtLeast(n, want int) error {
-	if n < want {
-		return fmt.Errorf("%d, want %d", n, want)
-	}
-	return nil
 }

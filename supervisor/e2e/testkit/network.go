@@ -8,8 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,7 +27,7 @@ type namespace struct {
 }
 
 // FarApart makes two namespaces that are delay apart, each way.
-func FarApart(t *testing.T, delay time.Duration) (server, client *namespace) {
+func FarApart(t testing.TB, delay time.Duration) (server, client *namespace) {
 	t.Helper()
 	server, client = NewNamespace(t, ServerHost, ClientHost), NewNamespace(t, ClientHost, ServerHost)
 	go carry(server.Wire, client.Wire, delay)
@@ -62,7 +60,7 @@ func carry(from, to *os.File, delay time.Duration) {
 	}
 }
 
-func NewNamespace(t *testing.T, host, peer string) *namespace {
+func NewNamespace(t testing.TB, host, peer string) *namespace {
 	t.Helper()
 	ip := RequireProgram(t, "ip")
 	made := make(chan error, 1)
@@ -122,7 +120,7 @@ func openTun(name string) (*os.File, error) {
 }
 
 // Enter calls f on a thread in the namespace; what f starts is in it too.
-func (n *namespace) Enter(t *testing.T, f func()) {
+func (n *namespace) Enter(t testing.TB, f func()) {
 	t.Helper()
 	entered := make(chan error, 1)
 	go func() {
@@ -138,55 +136,14 @@ func (n *namespace) Enter(t *testing.T, f func()) {
 	}
 }
 
-// farClients ask in a closed loop, a new connection per request.
-type farClients struct {
-	running  sync.WaitGroup
-	over     atomic.Bool
-	requests atomic.Int64
-	mu       sync.Mutex
-	failures []error
-}
-
-func StartFarClients(t *testing.T, side *namespace, address string, n int) *farClients {
-	c := new(farClients)
-	for range n {
-		c.running.Go(func() {
-			runtime.LockOSThread() // sockets belong to the thread's namespace
-			if err := unix.Setns(int(side.handle.Fd()), unix.CLONE_NEWNET); err != nil {
-				c.failed(err)
-				return
-			}
-			for !c.over.Load() {
-				if err := askFar(address); err != nil {
-					c.failed(err)
-				}
-				c.requests.Add(1)
-			}
-		})
-	}
-	t.Cleanup(func() { c.Stop() })
-	return c
-}
-
-func (c *farClients) failed(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.failures = append(c.failures, err)
-}
-
-// Flow waits for some more requests.
-func (c *farClients) Flow(t *testing.T) {
-	t.Helper()
-	before := c.requests.Load()
-	Until(t, "far clients get answers", func() error { return AtLeast(int(c.requests.Load()-before), 24) })
-}
-
-func (c *farClients) Stop() (int64, []error) {
-	c.over.Store(true)
-	c.running.Wait()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.requests.Load(), c.failures
+// StartFarClients starts clients in a namespace, which open a new connection
+// for each request.
+func StartFarClients(t testing.TB, side *namespace, address string, clients int) *Loop {
+	return Repeat(t, clients, 0, func() (func() error, error) {
+		runtime.LockOSThread() // sockets belong to the thread's namespace
+		err := unix.Setns(int(side.handle.Fd()), unix.CLONE_NEWNET)
+		return func() error { return askFar(address) }, err
+	})
 }
 
 // askFar dials by system calls, since net may open the socket on another

@@ -18,24 +18,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Goroutines makes the runtime dump its stacks, which ends the master.
-func Goroutines(t *testing.T, m *Master) int {
-	t.Helper()
-	m.Signal(syscall.SIGABRT)
-	m.Wait()
-	m.WaitLog(0, "the end of the dump", func(e Entry) bool {
-		return strings.HasPrefix(e.Raw, "rip ") || strings.HasPrefix(e.Raw, "lr ") || strings.HasPrefix(e.Raw, "pc ")
-	})
-	return m.Logged(func(e Entry) bool { return strings.HasPrefix(e.Raw, "goroutine ") })
-}
-
 // Settled waits until the master sleeps: longer without a context switch than
 // it waits itself before it gives memory back.
 func Settled(t testing.TB, m *Master) {
 	t.Helper()
-	last, since := Switches(m.Pid()), time.Now()
+	last, since := Switches(m.PID()), time.Now()
 	Until(t, "the master sleeps", func() error {
-		if now := Switches(m.Pid()); now != last {
+		if now := Switches(m.PID()); now != last {
 			last, since = now, time.Now()
 		}
 		if time.Since(since) < 2*time.Second {
@@ -49,7 +38,7 @@ func Settled(t testing.TB, m *Master) {
 
 // processesWith are the pids whose environment has the token, zombies aside.
 func processesWith(token string) (pids []int) {
-	needle := []byte(TokenVariable + "=" + token + "\x00")
+	needle := []byte(tokenVariable + "=" + token + "\x00")
 	files, _ := filepath.Glob("/proc/[0-9]*/environ")
 	for _, file := range files {
 		environ, err := os.ReadFile(file)
@@ -189,24 +178,30 @@ func Memory(t testing.TB, pid int) (rss, pss int) {
 	return rss, pss
 }
 
-// stock is what must not grow.
-type stock struct{ descriptors, children, zombies int }
+// Stock is what must not grow.
+type Stock struct{ descriptors, children, zombies int }
 
-func TakeStock(pid int) stock {
-	return stock{len(Descriptors(pid)), len(Children(pid)), Zombies(pid)}
+func TakeStock(pid int) Stock {
+	return Stock{len(Descriptors(pid)), len(Children(pid)), Zombies(pid)}
 }
 
 // A group of steered sockets keeps a spare member for each generation that may
 // drain, by default up to eight, and may be left with some of them.
 const spareDescriptors = 8
 
+// With makes room for the spares of more groups than one.
+func (s Stock) With(groups int) Stock {
+	s.descriptors += groups * spareDescriptors
+	return s
+}
+
 // BackTo waits until the master holds no more than it held before.
-func (m *Master) BackTo(before stock) {
-	m.T.Helper()
-	Until(m.T, "descriptors, children and zombies as before", func() error {
-		now := TakeStock(m.Pid())
+func (m *Master) BackTo(before Stock) {
+	m.t.Helper()
+	Until(m.t, "descriptors, children and zombies as before", func() error {
+		now := TakeStock(m.PID())
 		if now.descriptors > before.descriptors+spareDescriptors || now.children != before.children || now.zombies > 0 {
-			return fmt.Errorf("%+v, before %+v; descriptors %v", now, before, SortedTargets(m.Pid()))
+			return fmt.Errorf("%+v, before %+v; descriptors %v", now, before, SortedTargets(m.PID()))
 		}
 		return nil
 	})
@@ -231,17 +226,29 @@ func Gone(t testing.TB, pid int) {
 	})
 }
 
-// queued counts established connections that nobody has accepted.
-// freeze stops a process and returns when it has.
-func Freeze(t *testing.T, pid int) {
+// Freeze stops a process and returns when it has.
+func Freeze(t testing.TB, pid int) {
 	t.Helper()
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	OK(t, syscall.Kill(pid, syscall.SIGSTOP))
 	Until(t, "the worker has stopped", func() error {
 		if state := StatusField(pid, "State"); !strings.HasPrefix(state, "T") {
 			return errors.New("it is " + state)
 		}
 		return nil
 	})
+}
+
+// Thaw lets a frozen process go on.
+func Thaw(t testing.TB, pid int) {
+	t.Helper()
+	OK(t, syscall.Kill(pid, syscall.SIGCONT))
+}
+
+// Family is a process with its descendants.
+func Family(pid int) []int {
+	pids := []int{pid}
+	for _, child := range Children(pid) {
+		pids = append(pids, Family(child)...)
+	}
+	return pids
 }

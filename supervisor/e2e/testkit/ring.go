@@ -119,3 +119,12 @@ func (r *ring) do(entry ringEntry) error {
 }
 
 func number(area []byte, offset uint32) *uint32 { return (*uint32)(unsafe.Pointer(&area[offset])) }
+
+// TryRing tells whether a socket can be bound by io_uring here.
+func TryRing(address string) error {
+	fd, err := ringSocket(address)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err
+}

@@ -60,17 +60,13 @@ func refuseCall(call, errno string) {
 	}
 }
 
-// RunWithoutDuplicates is run, where nobody may have a duplicate of another
-// process's descriptor.
-func RunWithoutDuplicates(t testing.TB, flags, command []string) *Master {
-	t.Helper()
-	args := append(append([]string{"run"}, flags...), "--")
-	return Launch{Wrap: Without("pidfd_getfd", unix.EPERM), Args: append(args, command...)}.Start(t)
-}
+// NoDuplicates is how moult starts where nobody may have a duplicate of another
+// process's descriptor, as profiles of containers have it.
+func NoDuplicates() Launch { return Launch{Wrap: Without("pidfd_getfd", unix.EPERM)} }
 
 // Ordinary starts what follows as a user without privileges; whoever is one
 // needs no help.
-func Ordinary(t *testing.T) []string {
+func Ordinary(t testing.TB) []string {
 	if os.Geteuid() != 0 {
 		return nil
 	}
@@ -79,9 +75,7 @@ func Ordinary(t *testing.T) []string {
 
 // Tracerless starts what follows as root without CAP_SYS_PTRACE, as containers
 // do.
-func Tracerless(t *testing.T) []string {
-	if os.Geteuid() != 0 {
-		t.Skip("only root may keep the other capabilities")
-	}
+func Tracerless(t testing.TB) []string {
+	RequireRoot(t, "keep the other capabilities")
 	return []string{RequireProgram(t, "setpriv"), "--bounding-set=-sys_ptrace", "--"}
 }

@@ -75,6 +75,13 @@ func playWorker(name string, options []string) {
 	play(m)
 }
 
+// check ends the worker at an error.
+func check(err error) {
+	if err != nil {
+		Fail("%v", err)
+	}
+}
+
 func Fail(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "worker: "+format+"\n", args...)
 	os.Exit(99)
@@ -302,7 +309,7 @@ func serveUntilUnlinked(m Manners) {
 
 // again is this binary as another worker, with the same sockets at 3, 4, ….
 func again(name string) *exec.Cmd {
-	cmd := exec.Command("/proc/self/exe", WorkerPrefix+name)
+	cmd := exec.Command("/proc/self/exe", workerPrefix+name)
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "LISTEN_PID=") })
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	for _, fd := range sockets() {
@@ -321,9 +328,7 @@ func servePreforked(m Manners) {
 	var all []*exec.Cmd
 	for range max(m.N, 2) {
 		child := again("graceful")
-		if err := child.Start(); err != nil {
-			Fail("%v", err)
-		}
+		check(child.Start())
 		all = append(all, child)
 	}
 	<-told
@@ -340,16 +345,12 @@ func servePreforked(m Manners) {
 func startApart() {
 	child := again("lingers")
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := child.Start(); err != nil {
-		Fail("%v", err)
-	}
+	check(child.Start())
 }
 
 // notifyFromChild has READY=1 sent by a process that is gone at once.
 func notifyFromChild() {
-	if err := again("says-ready").Run(); err != nil {
-		Fail("%v", err)
-	}
+	check(again("says-ready").Run())
 }
 
 func sayReady() {
@@ -366,23 +367,17 @@ func sayReady() {
 // leaveOrphans starts processes whose parent leaves before they do.
 func leaveOrphans(n int) {
 	line := strings.Repeat("(sleep 0.05 &) ; ", n)
-	if err := exec.Command("/bin/sh", "-c", line+"true").Run(); err != nil {
-		Fail("%v", err)
-	}
+	check(exec.Command("/bin/sh", "-c", line+"true").Run())
 }
 
 func echoDatagrams(Manners) {
 	file := os.NewFile(uintptr(sockets()[0]), "socket")
 	conn, err := net.FilePacketConn(file)
-	if err != nil {
-		Fail("%v", err)
-	}
+	check(err)
 	buffer := make([]byte, 2048)
 	for {
 		n, peer, err := conn.ReadFrom(buffer)
-		if err != nil {
-			Fail("%v", err)
-		}
+		check(err)
 		conn.WriteTo(fmt.Appendf(nil, "%s %s", os.Getenv("MOULT_GENERATION"), buffer[:n]), peer)
 	}
 }
