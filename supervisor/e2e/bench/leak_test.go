@@ -34,6 +34,7 @@ const bindsGracefully = "binds tcp={a} end=graceful"
 // Once it serves, the master sleeps: nobody wakes it while nothing happens, nor
 // does a connection, nor a name that is looked up.
 func TestMasterSleeps(t *testing.T) {
+	t.Parallel()
 	for name, start := range both {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -80,6 +81,7 @@ func TestInterceptedMasterGivesMemoryBack(t *testing.T) {
 
 // Upgrades leave nothing behind, whatever the worker binds and closes.
 func TestNothingGrowsOverUpgrades(t *testing.T) {
+	t.Parallel()
 	closes := strings.Repeat("tcp={b} close tcp=127.0.0.1:0 close ", 10)
 	for _, test := range []struct {
 		name, plan    string

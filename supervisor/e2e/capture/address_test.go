@@ -18,6 +18,7 @@ import (
 // The more specific of two addresses would take clients from the old
 // generation before the new one is promoted.
 func TestOverlappingAddressesAreRefused(t *testing.T) {
+	t.Parallel()
 	tests := []struct{ name, first, next string }{
 		{"any of IPv4 beside dual stack", "tcp=[::]", "tcp4=0.0.0.0"},
 		{"loopback beside dual stack", "tcp=[::]", "tcp4=127.0.0.1"},
@@ -54,6 +55,7 @@ func TestOverlappingAddressesAreRefused(t *testing.T) {
 // What the new generation does not bind any more is served by the old one
 // until it is gone, and refused then.
 func TestNewGenerationBindsOtherAddresses(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name, first, next string
 		kept, lost, added string
@@ -66,7 +68,7 @@ func TestNewGenerationBindsOtherAddresses(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			m := testkit.Capture(t, "binds "+test.first, "--quiesce", "20s", "--ready-timeout", "2s").Serving()
+			m := testkit.Capture(t, "binds "+test.first, "--quiesce", "20s", "--ready-timeout", "4s").Serving()
 			kept, lost, added := m.Fill(test.kept), m.Fill(test.lost), m.Fill(test.added)
 			var clients *testkit.Clients
 			if kept != "" {
@@ -75,7 +77,7 @@ func TestNewGenerationBindsOtherAddresses(t *testing.T) {
 			}
 			var slow testkit.HeldRequest
 			if lost != "" {
-				slow = testkit.Hold(t, lost, "/?sleep=5s") // keeps the old generation
+				slow = testkit.Hold(t, lost, "/?sleep=8s") // keeps the old generation
 			}
 			m.Next("binds " + test.next)
 			mark := m.Mark()
@@ -103,7 +105,7 @@ func TestNewGenerationBindsOtherAddresses(t *testing.T) {
 // another program.
 func TestAddressThatWentIsFree(t *testing.T) {
 	t.Parallel()
-	m := testkit.Capture(t, "binds tcp={a} tcp={b}", "--ready-timeout", "1s").Serving()
+	m := testkit.Capture(t, "binds tcp={a} tcp={b}", "--ready-timeout", "4s").Serving()
 	other := m.Fill("{b}")
 	m.Next("binds tcp={a}")
 	m.Upgrade()
@@ -118,6 +120,7 @@ func TestAddressThatWentIsFree(t *testing.T) {
 // Workers that share one socket must drain by themselves; that is all that is
 // lost by it.
 func TestInterceptedAndShared(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		address string
 		flags   []string

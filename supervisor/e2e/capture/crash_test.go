@@ -21,6 +21,7 @@ import (
 // Whoever comes while no worker lives waits in the queue, and is served by the
 // replacement.
 func TestCrashOfAnInterceptedWorker(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		steps  string
 		launch testkit.Launch

@@ -24,6 +24,7 @@ import (
 // What a worker has set on its socket before it was bound is there afterwards,
 // as is that it blocks or not, and closes on exec or not.
 func TestOptionsWithoutDuplicates(t *testing.T) {
+	t.Parallel()
 	for _, flags := range []int{0, unix.SOCK_NONBLOCK, unix.SOCK_CLOEXEC} {
 		t.Run(fmt.Sprintf("flags %#x", flags), func(t *testing.T) {
 			t.Parallel()
@@ -77,6 +78,7 @@ func TestSecondMasterWithoutDuplicates(t *testing.T) {
 // A connection from a port that the worker has bound ends when the worker
 // closes it.
 func TestClientsWithoutDuplicates(t *testing.T) {
+	t.Parallel()
 	for _, port := range []string{"0", "{p}"} {
 		t.Run(port, func(t *testing.T) {
 			t.Parallel()
@@ -99,6 +101,7 @@ func TestClientsWithoutDuplicates(t *testing.T) {
 // A profile that forbids seccomp(2), or a kernel without it: the start fails
 // before anything is started, and so does the check, which says the same.
 func TestSeccompIsRefused(t *testing.T) {
+	t.Parallel()
 	for _, errno := range []syscall.Errno{unix.EPERM, unix.ENOSYS} {
 		for name, code := range map[string]int{"run": 1, "check": 2} {
 			t.Run(name+" "+unix.ErrnoName(errno), func(t *testing.T) {
@@ -135,6 +138,7 @@ func TestCheckWithoutDuplicates(t *testing.T) {
 // A worker that the master may not look into: its memory is closed to the master, which
 // cannot even see the address that it asks for. Whoever has CAP_SYS_PTRACE can.
 func TestWorkerThatHides(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name  string
 		wrap  func(testing.TB) []string
@@ -163,6 +167,7 @@ func TestWorkerThatHides(t *testing.T) {
 // Root without CAP_SYS_PTRACE sees its own processes; those of a user that the
 // server becomes after its bind are hidden from it.
 func TestServerThatDropsPrivilegesWithoutTracer(t *testing.T) {
+	t.Parallel()
 	for _, steps := range []string{"tcp={a}", "tcp={a} drop", "tcp={a} drop end=graceful", "tcp={a} fork=2 inherit=0 drop"} {
 		t.Run(steps, func(t *testing.T) {
 			t.Parallel()

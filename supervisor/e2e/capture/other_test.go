@@ -19,6 +19,7 @@ import (
 // A connection is a failure if the name is gone or nobody listens behind it at
 // any moment.
 func TestInterceptedUnixPath(t *testing.T) {
+	t.Parallel()
 	python := func() string {
 		return "sh exec " + testkit.RequireProgram(t, "python3") + " " + testkit.Testdata(t, "intercept/unixserver.py") + " {s}"
 	}
@@ -160,6 +161,7 @@ func TestWorkersThatMakeRoomOnOnePath(t *testing.T) {
 // Every datagram is answered, by the old generation until the flip and by the
 // new one from then on; a flow moves with it.
 func TestInterceptedDatagrams(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name, plan string
 		launch     testkit.Launch

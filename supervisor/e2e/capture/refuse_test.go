@@ -36,6 +36,7 @@ func upgradeRefused(t *testing.T, m *testkit.Master, plan string, words ...strin
 // followed, and serves nobody. The daemon waits, so that it does not serve
 // before its parent has left.
 func TestDaemonIsRefused(t *testing.T) {
+	t.Parallel()
 	for _, steps := range []string{
 		"daemon wait={gate} tcp={a}",
 		"idle={a} daemon wait={gate} inherit=1 end=graceful",
@@ -68,6 +69,7 @@ func TestDaemonThatServesBeforeItsParentLeaves(t *testing.T) {
 
 // What io_uring binds, no filter sees.
 func TestBindByRing(t *testing.T) {
+	t.Parallel()
 	if err := testkit.TryRing(testkit.FreeAddress(t)); err != nil {
 		t.Skip("no bind by io_uring here: ", err)
 	}

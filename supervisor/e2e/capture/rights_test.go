@@ -41,6 +41,7 @@ func refusedTo(t *testing.T, m *testkit.Master, address string) {
 }
 
 func TestLowPorts(t *testing.T) {
+	t.Parallel()
 	t.Run("refused to a worker without privileges", func(t *testing.T) {
 		t.Parallel()
 		refusedTo(t, asNobody(t, "binds try=127.0.81.1:81 tcp={a}").Serving(), "127.0.81.1:81")
@@ -128,6 +129,7 @@ func requireDescriptors(t *testing.T, n uint64) {
 // A worker cannot make the master hold sockets without end, nor keep it from
 // answering others; neither can one that lets the kernel choose its ports.
 func TestWorkerThatBindsThousands(t *testing.T) {
+	t.Parallel()
 	for _, step := range []string{"many=127.0.81.6,10000", "anyports=127.0.81.7,3000"} {
 		t.Run(step, func(t *testing.T) {
 			t.Parallel()

@@ -61,6 +61,7 @@ func (s server) upgrade(t *testing.T, launch testkit.Launch) {
 
 // Each kind of server goes through upgrades under load and loses nothing.
 func TestInterceptedServers(t *testing.T) {
+	t.Parallel()
 	for _, s := range servers {
 		t.Run(s.name, func(t *testing.T) { s.upgrade(t, testkit.Launch{}) })
 	}
@@ -68,6 +69,7 @@ func TestInterceptedServers(t *testing.T) {
 
 // The same with sockets that the master makes in their place.
 func TestInterceptionWithoutDuplicates(t *testing.T) {
+	t.Parallel()
 	for _, s := range servers {
 		if s.bare {
 			t.Run(s.name, func(t *testing.T) { s.upgrade(t, testkit.NoDuplicates()) })
@@ -78,6 +80,7 @@ func TestInterceptionWithoutDuplicates(t *testing.T) {
 // The server is a child of the command, which is not told and passes nothing
 // on.
 func TestInterceptedServerInAShell(t *testing.T) {
+	t.Parallel()
 	for _, line := range []string{`"$@" & wait`, `"$@"; exit`, `"$@" & trap 'kill $!; wait' TERM; wait`} {
 		t.Run(line, func(t *testing.T) {
 			t.Parallel()
@@ -111,6 +114,7 @@ func TestOrphanServesBesideTheMainProcess(t *testing.T) {
 
 // One slow answer is in flight at each upgrade.
 func TestInterceptedSlowAnswers(t *testing.T) {
+	t.Parallel()
 	for _, end := range []string{"end=graceful", "end=shut", ""} {
 		t.Run(end, func(t *testing.T) {
 			t.Parallel()
@@ -162,6 +166,7 @@ func TestBindBeforeReadiness(t *testing.T) {
 // Where a server asks for any port, each generation gets those of the first,
 // in their order.
 func TestPortZero(t *testing.T) {
+	t.Parallel()
 	testkit.RequireIPv6(t)
 	for name, launch := range map[string]testkit.Launch{"duplicates": {}, "without duplicates": testkit.NoDuplicates()} {
 		t.Run(name, func(t *testing.T) {
@@ -208,6 +213,7 @@ func TestPortZeroOfSeveralWorkers(t *testing.T) {
 // A duplicate in the master's hands would keep a closed socket listening, and
 // whoever came to it would hang.
 func TestCloseAndBindAgainWhileServing(t *testing.T) {
+	t.Parallel()
 	for name, launch := range map[string]testkit.Launch{"duplicates": {}, "without duplicates": testkit.NoDuplicates()} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -323,6 +329,7 @@ func TestSocketOnItsWayToAChild(t *testing.T) {
 // A worker's test of an address, which it takes out by shutdown(2) and does not
 // close, is not waited for.
 func TestListenerThatWasShutDown(t *testing.T) {
+	t.Parallel()
 	for _, workers := range []string{"1", "2"} {
 		t.Run(workers, func(t *testing.T) {
 			t.Parallel()

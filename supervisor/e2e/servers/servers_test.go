@@ -50,6 +50,7 @@ var anyServers = []anyServer{
 
 // Servers of every make, upgraded while clients ask.
 func TestAnyServer(t *testing.T) {
+	t.Parallel()
 	var names []string
 	if testing.Short() { // one of each kind
 		names = []string{"nginx with reuseport, TERM", "Apache, TERM", "gunicorn", "node without a signal handler", "redis"}
@@ -59,6 +60,7 @@ func TestAnyServer(t *testing.T) {
 
 // They work as well with sockets that the master makes in their place.
 func TestAnyServerWithoutDuplicates(t *testing.T) {
+	t.Parallel()
 	testkit.TakesLong(t)
 	names := []string{
 		"nginx, QUIT", "nginx with reuseport, QUIT", "Apache, TERM", "haproxy, TERM", "gunicorn", "python's http.server",
@@ -73,6 +75,7 @@ func TestAnyServerWithoutDuplicates(t *testing.T) {
 // The capabilities that Docker leaves root are not enough to look into the
 // processes of a user that the server becomes, once it has bound its address.
 func TestAnyServerWithDockersCapabilities(t *testing.T) {
+	t.Parallel()
 	testkit.TakesLong(t)
 	testkit.RequireRoot(t, "be left with some capabilities")
 	const left = "+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,+net_raw,+sys_chroot,+mknod,+audit_write,+setfcap"
@@ -81,11 +84,13 @@ func TestAnyServerWithDockersCapabilities(t *testing.T) {
 		"nginx, TERM", "nginx with reuseport, QUIT", "Apache, WINCH", "haproxy, USR1", "lighttpd, TERM", "Go with Shutdown", "redis")
 }
 
+// slots are for servers: one that starts needs a processor, and so do its
+// clients.
+var slots = make(chan struct{}, 3)
+
 // upgradeAll upgrades those servers, or all.
 func upgradeAll(t *testing.T, launch testkit.Launch, times int, names ...string) {
 	common := testkit.NewFixtures(t)
-	// A server that starts needs a processor, and so do the clients.
-	slots := make(chan struct{}, 3)
 	for _, s := range anyServers {
 		if names != nil && !slices.Contains(names, s.name) {
 			continue

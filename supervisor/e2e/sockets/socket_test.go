@@ -142,6 +142,7 @@ func onPath(t *testing.T, path, plan string, flags ...string) *testkit.Master {
 }
 
 func TestUnixPath(t *testing.T) {
+	t.Parallel()
 	t.Run("mode", func(t *testing.T) {
 		t.Parallel()
 		m := onPath(t, "{s}?mode=0660", "graceful").Serving()
@@ -263,6 +264,7 @@ func TestSystemdSocketsByName(t *testing.T) {
 }
 
 func TestIPv6AndItsOptions(t *testing.T) {
+	t.Parallel()
 	testkit.RequireIPv6(t)
 	for _, test := range []struct {
 		flags     string
@@ -349,6 +351,7 @@ func TestIdleKeptConnectionsOfAPlainServer(t *testing.T) {
 // A stranger in the group would shift every index. The upgrade is refused, and
 // the log names him.
 func TestStrangerInTheGroup(t *testing.T) {
+	t.Parallel()
 	for name, start := range map[string]func(*testing.T) *testkit.Master{
 		"declared": func(t *testing.T) *testkit.Master { return testkit.Listen(t, "graceful").Serving() },
 		"intercepted": func(t *testing.T) *testkit.Master {

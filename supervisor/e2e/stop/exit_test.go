@@ -20,6 +20,7 @@ import (
 // Every row of the table of exit codes.
 
 func TestExitCodes(t *testing.T) {
+	t.Parallel()
 	directory := t.TempDir()
 	notExecutable := filepath.Join(directory, "not-executable")
 	if err := os.WriteFile(notExecutable, []byte("#!/bin/sh\n"), 0o644); err != nil {
@@ -181,6 +182,7 @@ func TestPIDFile(t *testing.T) {
 }
 
 func TestDemo(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		flags []string
 		code  int

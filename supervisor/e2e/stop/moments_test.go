@@ -13,6 +13,7 @@ import (
 // TERM at each moment at which something else is going on: the master leaves
 // with 0, in time, nothing of it stays, and the port is free.
 func TestStopAtEveryMoment(t *testing.T) {
+	t.Parallel()
 	starting := func(m *testkit.Master) { m.WaitState(1, "starting") }
 	serving := func(m *testkit.Master) { m.WaitServing(1) }
 	upgradeTo := func(next string) func(*testkit.Master) {
@@ -75,6 +76,7 @@ func TestStopAtEveryMoment(t *testing.T) {
 
 // The same while workers bind what they serve.
 func TestStopOfInterceptedWorkersAtEveryMoment(t *testing.T) {
+	t.Parallel()
 	upgrading := func(m *testkit.Master) {
 		m.Pass(1)
 		m.WaitServing(1)

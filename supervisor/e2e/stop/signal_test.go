@@ -21,6 +21,7 @@ import (
 // awkward.
 
 func TestStopDrains(t *testing.T) {
+	t.Parallel()
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		for _, worker := range []string{"graceful", "plain"} {
 			t.Run(unix.SignalName(sig)+" "+worker, func(t *testing.T) {
@@ -78,6 +79,7 @@ func TestClientsDuringTheStopAreRefusedSoon(t *testing.T) {
 }
 
 func TestSecondStopEndsAtOnce(t *testing.T) {
+	t.Parallel()
 	for _, second := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT} {
 		t.Run(unix.SignalName(second), func(t *testing.T) {
 			t.Parallel()
@@ -181,6 +183,7 @@ func TestWorkersStartWithCleanSignals(t *testing.T) {
 
 // A signal in the first moment of the master's life, before a worker runs.
 func TestSignalsBeforeTheFirstWorkerRuns(t *testing.T) {
+	t.Parallel()
 	for sig, serves := range map[syscall.Signal]bool{
 		syscall.SIGTERM: false, syscall.SIGQUIT: false, syscall.SIGHUP: true, syscall.SIGUSR1: true,
 	} {

@@ -35,54 +35,82 @@ type binder struct {
 	open []net.Listener
 }
 
-var steps map[string]func(b *binder, value string, rest []string)
+// step is one of a list: its words are what stands after "=", between commas.
+type step struct {
+	text  string
+	words []string
+	rest  []string // the steps after it
+}
+
+func newStep(text string, rest []string) (name string, s step) {
+	name, value, _ := strings.Cut(text, "=")
+	return name, step{text, strings.Split(value, ","), rest}
+}
+
+func (s step) word(i int) string {
+	if i >= len(s.words) {
+		Fail("step %q has too few words", s.text)
+	}
+	return s.words[i]
+}
+
+func (s step) number(i int) int {
+	n, err := strconv.Atoi(s.word(i))
+	if err != nil {
+		Fail("step %q: %v", s.text, err)
+	}
+	return n
+}
+
+var steps map[string]func(b *binder, s step)
 
 // The table cannot be a value: one of the steps starts the worker anew.
 func init() {
-	steps = map[string]func(b *binder, value string, rest []string){
-		"tcp":     func(b *binder, value string, _ []string) { b.listen("tcp", value) },
-		"tcp4":    func(b *binder, value string, _ []string) { b.listen("tcp4", value) },
-		"tcp6":    func(b *binder, value string, _ []string) { b.listen("tcp6", value) }, // v6only
-		"unix":    func(b *binder, value string, _ []string) { b.listen("unix", value) },
-		"udp":     func(b *binder, value string, _ []string) { b.echo(value) },
-		"idle":    (*binder).listenIdly,  // and does not accept
-		"backlog": (*binder).listenShort, // N,ADDR
-		"threads": (*binder).listenOnThreads,
+	listen := func(network string) func(*binder, step) {
+		return func(b *binder, s step) { b.listen(network, s.word(0)) }
+	}
+	steps = map[string]func(*binder, step){
+		"tcp": listen("tcp"), "tcp4": listen("tcp4"), "tcp6": listen("tcp6"), "unix": listen("unix"),
+		"udp":     (*binder).echo,
+		"idle":    (*binder).listenIdly,      // and does not accept
+		"backlog": (*binder).listenShort,     // N,ADDR
+		"threads": (*binder).listenOnThreads, // N,ADDR
 		"free":    (*binder).isFree,
 		"try":     (*binder).try,
-		"close":   func(b *binder, _ string, _ []string) { b.closeLast() },
-		"remove":  func(_ *binder, value string, _ []string) { os.Remove(value) },
+		"close":   func(b *binder, _ step) { b.closeLast() },
+		"remove":  func(_ *binder, s step) { os.Remove(s.word(0)) },
 		"mode":    (*binder).changeMode, // MODE,PATH
-		"wait":    func(_ *binder, value string, _ []string) { waitAtPipe(value) },
-		"drop":    func(*binder, string, []string) { becomeNobody() },
+		"wait":    func(_ *binder, s step) { waitAtPipe(s.word(0)) },
+		"drop":    func(*binder, step) { becomeNobody() },
 		"fork":    (*binder).fork,      // N: the rest is done by N children instead
 		"daemon":  (*binder).daemonize, // GATE: the parent leaves there, not at once
 		"inherit": (*binder).inherit,   // N sockets, from descriptor 3 on
-		"uring":   func(b *binder, value string, _ []string) { b.serve(listenByRing(value)) },
-		"flip":    (*binder).flip, // HOST,ALLOWED,FORBIDDEN: ports
-		"many":    (*binder).many, // HOST,LIMIT
-		"alarms":  (*binder).amongAlarms,
-		"tuned":   (*binder).listenTuned, // FLAGS,ADDR
-		"late":    (*binder).listenLate,  // N,ADDR
-		"call":    (*binder).call,        // PORT,ADDR
-		"hide":    (*binder).hide,
+		"exit":    func(_ *binder, s step) { syscall.Exit(s.number(0)) },
 
 		"gated":    (*binder).listenAfter,         // GATE,ADDR
+		"late":     (*binder).listenLate,          // N,ADDR
 		"relative": (*binder).listenFromElsewhere, // PATH
 		"nameless": (*binder).listenNameless,
 		"device":   (*binder).listenOnDevice, // DEVICE,ADDR
 		"ports":    (*binder).listenOnPorts,  // HOST,FIRST,N
-		"anyports": (*binder).anyPorts,       // HOST,LIMIT
 		"clients":  (*binder).openClients,
 		"resolve":  (*binder).resolve,
+		"call":     (*binder).call, // PORT,ADDR
 		"hunt":     (*binder).hunt, // ADDR,ADDR
 		"test":     (*binder).test,
 		"pass":     (*binder).passOn, // GATE,ADDR
 		"receive":  (*binder).receive,
+		"tuned":    (*binder).listenTuned, // FLAGS,ADDR
+		"alarms":   (*binder).amongAlarms, // HOST,N
+
+		"uring":    (*binder).listenByRing,
+		"flip":     (*binder).flip, // HOST,ALLOWED,FORBIDDEN: ports
+		"many":     (*binder).many, // HOST,LIMIT
+		"anyports": (*binder).anyPorts,
 		"smuggle":  (*binder).smuggle,
 		"send":     (*binder).send,
 		"seize":    (*binder).seize,
-		"exit":     (*binder).exit, // CODE
+		"hide":     (*binder).hide,
 	}
 }
 
@@ -99,13 +127,13 @@ func bindAndServe(options []string) {
 		options = options[:last]
 	}
 	for i, option := range options {
-		key, value, _ := strings.Cut(option, "=")
-		step, known := steps[key]
+		name, s := newStep(option, all[i+1:])
+		do, known := steps[name]
 		if !known {
 			Fail("unknown step %q", option)
 		}
-		step(b, value, all[i+1:])
-		if key == "fork" {
+		do(b, s)
+		if name == "fork" {
 			break
 		}
 	}
@@ -151,9 +179,10 @@ func (b *binder) listen(network, address string) {
 }
 
 // listenIdly leaves accepting to a daemon; nothing here waits on the socket.
-func (b *binder) listenIdly(address string, _ []string) {
-	b.idle = append(b.idle, os.NewFile(uintptr(listeningSocket(address, 128)), "socket"))
-	say("bound", address)
+func (b *binder) listenIdly(s step) {
+	fd := listening(boundSocket(s.word(0), unix.SOCK_STREAM), 128)
+	b.idle = append(b.idle, os.NewFile(uintptr(fd), "socket"))
+	say("bound", s.word(0))
 }
 
 func (b *binder) closeLast() net.Addr {
@@ -239,29 +268,37 @@ func (b *binder) shut() {
 }
 
 // listenShort makes the shortest queue that a server asks for in practice.
-func (b *binder) listenShort(value string, _ []string) {
-	length, address, _ := strings.Cut(value, ",")
-	backlog, err := strconv.Atoi(length)
-	if err != nil {
-		Fail("backlog %q", value)
-	}
-	b.serve(ListenerOf(listeningSocket(address, backlog)))
+func (b *binder) listenShort(s step) {
+	b.serve(ListenerOf(listening(boundSocket(s.word(1), unix.SOCK_STREAM), s.number(0))))
 }
 
-// listeningSocket is a blocking one on an IPv4 address.
-func listeningSocket(address string, backlog int) int {
-	host, err := net.ResolveTCPAddr("tcp4", address)
+// boundSocket is a new one that does not listen yet, on a path or on an IPv4
+// address; setUp sees it before it is bound.
+func boundSocket(address string, kind int, setUp ...func(fd int) error) int {
+	family := unix.AF_UNIX
+	var name unix.Sockaddr = &unix.SockaddrUnix{Name: address}
+	if strings.Contains(address, ":") {
+		family, name = unix.AF_INET, inet4(address)
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
 	check(err)
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err == nil {
-		err = unix.Bind(fd, &unix.SockaddrInet4{Port: host.Port, Addr: [4]byte(host.IP.To4())})
+	for _, f := range setUp {
+		check(f(fd))
 	}
-	if err == nil {
-		err = unix.Listen(fd, backlog)
-	}
-	if err != nil {
+	if err := unix.Bind(fd, name); err != nil {
 		Fail("%s: %v", address, err)
 	}
+	return fd
+}
+
+func inet4(address string) *unix.SockaddrInet4 {
+	host, err := net.ResolveTCPAddr("tcp4", address)
+	check(err)
+	return &unix.SockaddrInet4{Port: host.Port, Addr: [4]byte(host.IP.To4())}
+}
+
+func listening(fd, backlog int) int {
+	check(unix.Listen(fd, backlog))
 	return fd
 }
 
@@ -277,18 +314,13 @@ func ListenerOf(fd int) net.Listener {
 
 // listenOnThreads opens N sockets on one address, each on a thread of its own,
 // from "N,ADDR".
-func (b *binder) listenOnThreads(value string, _ []string) {
-	n, address, _ := strings.Cut(value, ",")
-	count, err := strconv.Atoi(n)
-	if err != nil {
-		Fail("threads %q", value)
-	}
+func (b *binder) listenOnThreads(s step) {
 	config := net.ListenConfig{Control: reusePort}
 	var all sync.WaitGroup
-	for range count {
+	for range s.number(0) {
 		all.Go(func() {
 			runtime.LockOSThread()
-			listener, err := config.Listen(context.Background(), "tcp", address)
+			listener, err := config.Listen(context.Background(), "tcp", s.word(1))
 			check(err)
 			b.serve(listener)
 		})
@@ -306,45 +338,32 @@ func reusePort(_, _ string, c syscall.RawConn) error {
 
 // isFree looks whether an address is, as some servers do before they bind it:
 // once by bind alone and once by listen.
-func (b *binder) isFree(address string, _ []string) {
-	host, err := net.ResolveTCPAddr("tcp4", address)
-	check(err)
+func (b *binder) isFree(s step) {
 	for range 2 {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err == nil {
-			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-			err = unix.Bind(fd, &unix.SockaddrInet4{Port: host.Port, Addr: [4]byte(host.IP.To4())})
-		}
+		unix.Close(boundSocket(s.word(0), unix.SOCK_STREAM, func(fd int) error {
+			return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+		}))
+		listener, err := net.Listen("tcp4", s.word(0))
 		if err != nil {
-			Fail("%s is not free: %v", address, err)
-		}
-		unix.Close(fd)
-		listener, err := net.Listen("tcp4", address)
-		if err != nil {
-			Fail("%s is not free: %v", address, err)
+			Fail("%s is not free: %v", s.word(0), err)
 		}
 		listener.Close()
 	}
 }
 
 // try says what a bind and listen came to, and closes the socket.
-func (b *binder) try(address string, _ []string) {
-	listener, err := net.Listen("tcp", address)
+func (b *binder) try(s step) {
+	listener, err := net.Listen("tcp", s.word(0))
 	if err == nil {
 		listener.Close()
 	}
-	say("tried", address, errnoName(err))
+	say("tried", s.word(0), errnoName(err))
 }
 
-func (b *binder) changeMode(value string, _ []string) {
-	mode, path, _ := strings.Cut(value, ",")
-	bits, err := strconv.ParseUint(mode, 8, 32)
-	if err == nil {
-		err = os.Chmod(path, os.FileMode(bits))
-	}
-	if err != nil {
-		Fail("mode: %v", err)
-	}
+func (b *binder) changeMode(s step) {
+	bits, err := strconv.ParseUint(s.word(0), 8, 32)
+	check(err)
+	check(os.Chmod(s.word(1), os.FileMode(bits)))
 }
 
 // waitAtPipe returns when the test lets this one worker pass.
@@ -372,13 +391,9 @@ func child(options []string) *exec.Cmd {
 	return cmd
 }
 
-func (b *binder) fork(value string, rest []string) {
-	n, err := strconv.Atoi(value)
-	if err != nil {
-		Fail("fork %q", value)
-	}
-	for range n {
-		cmd := child(rest)
+func (b *binder) fork(s step) {
+	for range s.number(0) {
+		cmd := child(s.rest)
 		check(cmd.Start())
 		b.children = append(b.children, cmd)
 	}
@@ -386,23 +401,19 @@ func (b *binder) fork(value string, rest []string) {
 
 // daemonize goes on in a session of its own, with what it has bound, for a step
 // "inherit"; the process that was started leaves.
-func (b *binder) daemonize(gate string, rest []string) {
-	cmd := child(rest)
+func (b *binder) daemonize(s step) {
+	cmd := child(s.rest)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.ExtraFiles = b.idle
 	check(cmd.Start())
-	if gate != "" {
+	if gate := s.word(0); gate != "" {
 		waitAtPipe(gate)
 	}
 	syscall.Exit(0) // at once, also where os.Exit waits for the race detector
 }
 
-func (b *binder) inherit(value string, _ []string) {
-	n, err := strconv.Atoi(value)
-	if err != nil {
-		Fail("inherit %q", value)
-	}
-	for i := range n {
+func (b *binder) inherit(s step) {
+	for i := range s.number(0) {
 		b.serve(ListenerOf(3 + i))
 	}
 }

@@ -3,13 +3,13 @@
 package testkit
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
 	"os/signal"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -21,8 +21,8 @@ import (
 // Steps of the worker "binds" that no honest server takes.
 
 // echo answers datagrams with the generation and what they said.
-func (b *binder) echo(address string) {
-	conn, err := net.ListenPacket("udp", address)
+func (b *binder) echo(s step) {
+	conn, err := net.ListenPacket("udp", s.word(0))
 	check(err)
 	echoOn(conn)
 }
@@ -41,13 +41,9 @@ func echoOn(conn net.PacketConn) {
 
 // flip binds while another thread changes the port in the address between one
 // that is allowed and one that is not.
-func (b *binder) flip(value string, _ []string) {
-	var host string
-	var allowed, forbidden uint16
-	if _, err := fmt.Sscanf(strings.ReplaceAll(value, ",", " "), "%s %d %d", &host, &allowed, &forbidden); err != nil {
-		Fail("flip %q: %v", value, err)
-	}
-	address := &unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: [4]byte(net.ParseIP(host).To4())}
+func (b *binder) flip(s step) {
+	allowed, forbidden := uint16(s.number(1)), uint16(s.number(2))
+	address := &unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: [4]byte(net.ParseIP(s.word(0)).To4())}
 	var over atomic.Bool
 	go changePort(address, allowed, forbidden, &over)
 	var held, refused, wrong int
@@ -95,33 +91,30 @@ func bindRaw(address *unix.RawSockaddrInet4) uint16 {
 	return uint16(name.(*unix.SockaddrInet4).Port)
 }
 
-// many listens on port after port and keeps them all.
-func (b *binder) many(value string, _ []string) {
-	host, limit, _ := strings.Cut(value, ",")
-	n, err := strconv.Atoi(limit)
-	if err != nil {
-		Fail("many %q", value)
-	}
-	for i := range n {
+// many listens on port after port, "HOST,LIMIT", and keeps them all.
+func (b *binder) many(s step) { b.listenAll(s, 33000) }
+
+// anyPorts listens on any port again and again, "HOST,LIMIT", and keeps them.
+func (b *binder) anyPorts(s step) { b.listenAll(s, 0) }
+
+func (b *binder) listenAll(s step, port int) {
+	n, err := 0, error(nil)
+	for ; n < s.number(1) && err == nil; n++ {
 		var listener net.Listener
-		listener, err = net.Listen("tcp4", net.JoinHostPort(host, strconv.Itoa(33000+i)))
-		if err != nil {
+		if listener, err = net.Listen("tcp4", net.JoinHostPort(s.word(0), strconv.Itoa(port))); err != nil {
 			break
 		}
 		b.open = append(b.open, listener)
+		port += min(port, 1)
 	}
-	say("listens", len(b.open), errnoName(err))
+	say("listens", n, errnoName(err))
 }
 
 // amongAlarms binds N ports of HOST, from "HOST,N", on a thread that gets one
 // signal after the other, N at least. Each restarts the system call that it
 // interrupts: the master may meet one bind twice.
-func (b *binder) amongAlarms(value string, _ []string) {
-	host, limit, _ := strings.Cut(value, ",")
-	n, err := strconv.Atoi(limit)
-	if err != nil {
-		Fail("alarms %q", value)
-	}
+func (b *binder) amongAlarms(s step) {
+	n := s.number(1)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	caught := make(chan os.Signal, 1)
@@ -131,7 +124,7 @@ func (b *binder) amongAlarms(value string, _ []string) {
 	go alarm(unix.Gettid(), &sent, &over)
 	failures := map[string]int{}
 	for i := 0; i < n || sent.Load() < int64(n); i++ {
-		listener, err := net.Listen("tcp4", net.JoinHostPort(host, strconv.Itoa(34000+i%n)))
+		listener, err := net.Listen("tcp4", net.JoinHostPort(s.word(0), strconv.Itoa(34000+i%n)))
 		if err != nil {
 			failures[errnoName(err)]++
 			continue
@@ -152,12 +145,10 @@ func alarm(thread int, sent *atomic.Int64, over *atomic.Bool) {
 
 // listenByRing binds and listens by io_uring, which no filter of system calls
 // sees.
-func listenByRing(address string) net.Listener {
-	fd, err := ringSocket(address)
-	if err != nil {
-		Fail("io_uring: %v", err)
-	}
-	return ListenerOf(fd)
+func (b *binder) listenByRing(s step) {
+	fd, err := ringSocket(s.word(0))
+	check(err)
+	b.serve(ListenerOf(fd))
 }
 
 // ringSocket is a listening socket on an IPv4 address, bound by io_uring.
@@ -186,4 +177,47 @@ func ringSocket(address string) (int, error) {
 		return -1, err
 	}
 	return fd, nil
+}
+
+// smuggle has a child bind an address in a network of its own, in which it is
+// root, and listens on the socket here.
+func (b *binder) smuggle(s step) {
+	apart := &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
+	}
+	pair, err := withPair(apart, "send="+s.word(0))
+	if err != nil {
+		say("smuggled", errnoName(err))
+		return
+	}
+	fd := receiveSocket(pair)
+	name, err := unix.Getsockname(fd)
+	if _, is := name.(*unix.SockaddrInet4); !is {
+		Fail("an unexpected socket: %v, %v", name, err)
+	}
+	say("smuggled", errnoName(unix.Listen(fd, 5)))
+}
+
+func (b *binder) send(s step) {
+	sendSocket(givenPair, boundSocket(s.word(0), unix.SOCK_STREAM))
+	os.Exit(0)
+}
+
+// seize tries an IPv4 address with and without SO_REUSEPORT, and keeps what it
+// gets.
+func (b *binder) seize(s step) {
+	for _, control := range []func(string, string, syscall.RawConn) error{nil, reusePort} {
+		config := net.ListenConfig{Control: control}
+		listener, err := config.Listen(context.Background(), "tcp4", s.word(0))
+		say("tried", s.word(0), errnoName(err))
+		if err == nil {
+			b.serve(listener)
+		}
+	}
+}
+
+// hide keeps other processes of the same user from looking into this one.
+func (b *binder) hide(step) {
+	check(unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0))
 }

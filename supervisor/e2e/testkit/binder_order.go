@@ -3,14 +3,12 @@
 package testkit
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -20,127 +18,86 @@ import (
 // Steps of the worker "binds" that honest servers take, in an order or in
 // numbers that are not the usual ones.
 
-// boundSocket is a new one that does not listen yet, on a path or on an IPv4
-// address, without any option.
-func boundSocket(address string, kind int) int {
-	var name unix.Sockaddr
-	family := unix.AF_UNIX
-	if strings.Contains(address, ":") {
-		host, err := net.ResolveTCPAddr("tcp4", address)
-		check(err)
-		name, family = &unix.SockaddrInet4{Port: host.Port, Addr: [4]byte(host.IP.To4())}, unix.AF_INET
-	} else {
-		name = &unix.SockaddrUnix{Name: address}
-	}
-	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
-	if err == nil {
-		err = unix.Bind(fd, name)
-	}
-	if err != nil {
-		Fail("%s: %v", address, err)
-	}
-	return fd
-}
-
-func (b *binder) listenOn(fd int) {
-	if err := unix.Listen(fd, 128); err != nil {
-		Fail("listen: %v", err)
-	}
-	b.serve(ListenerOf(fd))
-}
+func (b *binder) listenOn(fd int) { b.serve(ListenerOf(listening(fd, 128))) }
 
 // listenAfter waits at a gate between bind and listen, "GATE,ADDR".
-func (b *binder) listenAfter(value string, _ []string) {
-	gate, address, _ := strings.Cut(value, ",")
-	fd := boundSocket(address, unix.SOCK_STREAM)
-	waitAtPipe(gate)
+func (b *binder) listenAfter(s step) {
+	fd := boundSocket(s.word(1), unix.SOCK_STREAM)
+	waitAtPipe(s.word(0))
 	b.listenOn(fd)
 }
 
 // listenFromElsewhere binds a path by its last part alone, and has left the
 // directory when it listens.
-func (b *binder) listenFromElsewhere(path string, _ []string) {
+func (b *binder) listenFromElsewhere(s step) {
+	folder, name := filepath.Split(s.word(0))
 	back, err := os.Getwd()
-	if err == nil {
-		err = os.Chdir(filepath.Dir(path))
-	}
 	check(err)
-	os.Remove(filepath.Base(path))
-	fd := boundSocket(filepath.Base(path), unix.SOCK_STREAM)
+	check(os.Chdir(folder))
+	os.Remove(name)
+	fd := boundSocket(name, unix.SOCK_STREAM)
 	check(os.Chdir(back))
 	b.listenOn(fd)
 }
 
 // listenNameless removes the path of its socket before it listens.
-func (b *binder) listenNameless(path string, _ []string) {
-	fd := boundSocket(path, unix.SOCK_STREAM)
-	check(os.Remove(path))
+func (b *binder) listenNameless(s step) {
+	fd := boundSocket(s.word(0), unix.SOCK_STREAM)
+	check(os.Remove(s.word(0)))
 	b.listenOn(fd)
 }
 
 // listenOnDevice serves what comes by one interface, "DEVICE,ADDR".
-func (b *binder) listenOnDevice(value string, _ []string) {
-	device, address, _ := strings.Cut(value, ",")
-	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
-		c.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), device) })
-		return err
-	}}
-	listener, err := config.Listen(context.Background(), "tcp4", address)
-	check(err)
-	b.serve(listener)
+func (b *binder) listenOnDevice(s step) {
+	b.listenOn(boundSocket(s.word(1), unix.SOCK_STREAM, func(fd int) error { return unix.BindToDevice(fd, s.word(0)) }))
 }
 
 // listenOnPorts serves N ports in a row, "HOST,FIRST,N".
-func (b *binder) listenOnPorts(value string, _ []string) {
-	var host string
-	var first, n int
-	if _, err := fmt.Sscanf(strings.ReplaceAll(value, ",", " "), "%s %d %d", &host, &first, &n); err != nil {
-		Fail("ports %q: %v", value, err)
-	}
-	for port := first; port < first+n; port++ {
-		b.listen("tcp4", net.JoinHostPort(host, strconv.Itoa(port)))
+func (b *binder) listenOnPorts(s step) {
+	for i := range s.number(2) {
+		b.listen("tcp4", net.JoinHostPort(s.word(0), strconv.Itoa(s.number(1)+i)))
 	}
 }
 
-// anyPorts listens on any port again and again, "HOST,LIMIT", and keeps them.
-func (b *binder) anyPorts(value string, _ []string) {
-	host, limit, _ := strings.Cut(value, ",")
-	most, err := strconv.Atoi(limit)
-	if err != nil {
-		Fail("anyports %q", value)
+// listenLate binds N sockets with SO_REUSEPORT alone, from "N,ADDR", before the
+// first of them listens.
+func (b *binder) listenLate(s step) {
+	var fds []int
+	for range s.number(0) {
+		fds = append(fds, boundSocket(s.word(1), unix.SOCK_STREAM, func(fd int) error {
+			return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		}))
 	}
-	n := 0
-	for ; n < most; n++ {
-		var listener net.Listener
-		if listener, err = net.Listen("tcp4", net.JoinHostPort(host, "0")); err != nil {
-			break
-		}
-		b.open = append(b.open, listener)
+	for _, fd := range fds {
+		b.listenOn(fd)
 	}
-	say("listens", n, errnoName(err))
 }
 
 // openClients opens N datagram sockets and binds them to any port, as some
 // libraries do with each of theirs.
-func (b *binder) openClients(value string, _ []string) {
-	n, err := strconv.Atoi(value)
-	if err != nil {
-		Fail("clients %q", value)
-	}
-	for range n {
+func (b *binder) openClients(s step) {
+	for range s.number(0) {
 		boundSocket("0.0.0.0:0", unix.SOCK_DGRAM)
 	}
-	say("opened", n)
+	say("opened", s.number(0))
+}
+
+// call connects from a port of its own, "PORT,ADDR", says hello and closes.
+func (b *binder) call(s step) {
+	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: s.number(0)}}).Dial("tcp4", s.word(1))
+	check(err)
+	fmt.Fprint(conn, "hello")
+	conn.Close()
 }
 
 // resolve asks all the time, each question from a port of its own that it has
 // drawn, as name servers do. It says how many there were.
-func (b *binder) resolve(host string, _ []string) {
+func (b *binder) resolve(s step) {
 	const open = 50 // at a time
 	go func() {
 		asked := make([]net.PacketConn, open)
 		for n := 1; ; n++ {
-			conn, err := net.ListenPacket("udp4", net.JoinHostPort(host, strconv.Itoa(1024+rand.IntN(64512))))
+			conn, err := net.ListenPacket("udp4", net.JoinHostPort(s.word(0), strconv.Itoa(1024+rand.IntN(64512))))
 			if err == nil {
 				if oldest := asked[n%open]; oldest != nil {
 					oldest.Close()
@@ -156,13 +113,11 @@ func (b *binder) resolve(host string, _ []string) {
 }
 
 // hunt takes the first of some datagram addresses that is free, with one socket.
-func (b *binder) hunt(value string, _ []string) {
+func (b *binder) hunt(s step) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	check(err)
-	for address := range strings.SplitSeq(value, ",") {
-		host, err := net.ResolveUDPAddr("udp4", address)
-		check(err)
-		err = unix.Bind(fd, &unix.SockaddrInet4{Port: host.Port, Addr: [4]byte(host.IP.To4())})
+	for _, address := range s.words {
+		err := unix.Bind(fd, inet4(address))
 		say("tried", address, errnoName(err))
 		if err == nil {
 			break
@@ -176,8 +131,8 @@ func (b *binder) hunt(value string, _ []string) {
 }
 
 // test listens, and shuts the socket down without closing it.
-func (b *binder) test(address string, _ []string) {
-	listener, err := net.Listen("tcp4", address)
+func (b *binder) test(s step) {
+	listener, err := net.Listen("tcp4", s.word(0))
 	check(err)
 	tested := binder{open: []net.Listener{listener}}
 	tested.shut()
@@ -202,83 +157,84 @@ func withPair(attributes *syscall.SysProcAttr, steps ...string) (int, error) {
 const givenPair = 3
 
 func sendSocket(pair, fd int) {
-	if err := unix.Sendmsg(pair, []byte{0}, unix.UnixRights(fd), nil, 0); err != nil {
-		Fail("cannot send a socket: %v", err)
-	}
+	check(unix.Sendmsg(pair, []byte{0}, unix.UnixRights(fd), nil, 0))
 }
 
 func receiveSocket(pair int) int {
 	control := make([]byte, unix.CmsgSpace(4))
 	_, n, _, _, err := unix.Recvmsg(pair, make([]byte, 1), control, unix.MSG_CMSG_CLOEXEC)
-	messages, parsed := unix.ParseSocketControlMessage(control[:n])
-	if err != nil || parsed != nil || len(messages) != 1 {
-		Fail("no socket has come: %v, %v", err, parsed)
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil {
+	check(err)
+	messages, err := unix.ParseSocketControlMessage(control[:n])
+	if err != nil || len(messages) != 1 {
 		Fail("no socket has come: %v", err)
 	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	check(err)
 	return fds[0]
 }
 
 // passOn sends a listening socket to a child that takes it at a gate, and closes
 // its own: "GATE,ADDR".
-func (b *binder) passOn(value string, _ []string) {
-	gate, address, _ := strings.Cut(value, ",")
-	pair, err := withPair(nil, "receive="+gate)
+func (b *binder) passOn(s step) {
+	pair, err := withPair(nil, "receive="+s.word(0))
 	check(err)
-	fd := listeningSocket(address, 128)
+	fd := listening(boundSocket(s.word(1), unix.SOCK_STREAM), 128)
 	sendSocket(pair, fd)
 	unix.Close(fd)
 }
 
-func (b *binder) receive(gate string, _ []string) {
-	waitAtPipe(gate)
+func (b *binder) receive(s step) {
+	waitAtPipe(s.word(0))
 	b.serve(ListenerOf(receiveSocket(givenPair)))
 }
 
-// smuggle has a child bind an address in a network of its own, in which it is
-// root, and listens on the socket here.
-func (b *binder) smuggle(address string, _ []string) {
-	apart := &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-	}
-	pair, err := withPair(apart, "send="+address)
-	if err != nil {
-		say("smuggled", errnoName(err))
-		return
-	}
-	fd := receiveSocket(pair)
-	name, err := unix.Getsockname(fd)
-	if _, is := name.(*unix.SockaddrInet4); !is {
-		Fail("an unexpected socket: %v, %v", name, err)
-	}
-	say("smuggled", errnoName(unix.Listen(fd, 5)))
+// tuned are options that work on what listens, beyond those that say who may
+// have the address.
+var tuned = []struct {
+	name          string
+	level, option int
+	value         int
+}{
+	{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1},
+	{"IPV6_V6ONLY", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1},
+	{"SO_RCVBUF", unix.SOL_SOCKET, unix.SO_RCVBUF, 60000},
+	{"SO_SNDBUF", unix.SOL_SOCKET, unix.SO_SNDBUF, 50000},
+	{"TCP_DEFER_ACCEPT", unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 3},
+	{"TCP_FASTOPEN", unix.IPPROTO_TCP, unix.TCP_FASTOPEN, 17},
+	{"IPV6_FREEBIND", unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1},
+	{"IPV6_RECVPKTINFO", unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1},
 }
 
-func (b *binder) send(address string, _ []string) {
-	sendSocket(givenPair, boundSocket(address, unix.SOCK_STREAM))
-	os.Exit(0)
+// listenTuned says what its socket has at the end, from "FLAGS,ADDR" with the
+// flags for socket(2).
+func (b *binder) listenTuned(s step) {
+	host, err := net.ResolveTCPAddr("tcp6", s.word(1))
+	check(err)
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|s.number(0), 0)
+	check(err)
+	for _, o := range tuned {
+		check(unix.SetsockoptInt(fd, o.level, o.option, o.value))
+	}
+	check(unix.BindToDevice(fd, "lo"))
+	check(unix.Bind(fd, &unix.SockaddrInet6{Port: host.Port, Addr: [16]byte(host.IP)}))
+	check(unix.Listen(fd, 100))
+	say("options", optionsOf(fd))
+	again := unix.Bind(fd, &unix.SockaddrInet6{Port: host.Port, Addr: [16]byte(host.IP)})
+	say("rebound", errnoName(again))
+	b.serve(ListenerOf(fd))
 }
 
-// seize tries an IPv4 address with and without SO_REUSEPORT, and keeps what it
-// gets.
-func (b *binder) seize(address string, _ []string) {
-	for _, control := range []func(string, string, syscall.RawConn) error{nil, reusePort} {
-		config := net.ListenConfig{Control: control}
-		listener, err := config.Listen(context.Background(), "tcp4", address)
-		say("tried", address, errnoName(err))
-		if err == nil {
-			b.serve(listener)
+func optionsOf(fd int) string {
+	status, _ := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	own, _ := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	device, _ := unix.GetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE)
+	text := fmt.Sprintf("nonblock=%t cloexec=%t device=%q", status&unix.O_NONBLOCK != 0, own&unix.FD_CLOEXEC != 0, device)
+	for _, o := range tuned {
+		value, err := unix.GetsockoptInt(fd, o.level, o.option)
+		text += fmt.Sprintf(" %s=%d", o.name, value)
+		if err != nil {
+			text += "(" + err.Error() + ")"
 		}
 	}
-}
-
-func (b *binder) exit(code string, _ []string) {
-	n, err := strconv.Atoi(code)
-	if err != nil {
-		Fail("exit %q", code)
-	}
-	syscall.Exit(n)
+	return text
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/moult/moult/fdpass"
 	"github.com/moult/moult/supervisor/cli"
+	"golang.org/x/sys/unix"
 )
 
 // tokenVariable marks every process of one master, so that those which outlive
@@ -164,15 +165,19 @@ func OK(t testing.TB, err error) {
 }
 
 // ports are a thousand that no other process of tests uses at the same time:
-// who listens on the name of a block has it.
+// who has bound the name of a block has it.
 var ports = sync.OnceValue(func() (first int64) {
 	const blocks = 12 // from 20000 on: below the range from which clients get theirs
 	for i := range blocks * 1000 {
 		block := (os.Getpid() + i) % blocks
-		if name, err := net.Listen("unix", fmt.Sprintf("@moult-e2e-ports-%d", block)); err == nil {
-			portsName = name
-			return 20000 + int64(block)*1000
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Bind(fd, &unix.SockaddrUnix{Name: fmt.Sprintf("@moult-e2e-ports-%d", block)})
 		}
+		if err == nil {
+			return 20000 + int64(block)*1000 // and keeps the descriptor
+		}
+		unix.Close(fd)
 		if i%blocks == blocks-1 {
 			time.Sleep(10 * time.Millisecond) // until another one ends
 		}
@@ -180,10 +185,7 @@ var ports = sync.OnceValue(func() (first int64) {
 	panic("all ports are taken by other tests")
 })
 
-var (
-	portsName net.Listener // for as long as the process lives
-	nextPort  atomic.Int64
-)
+var nextPort atomic.Int64
 
 // FreeAddress is a loopback address with a port that nobody uses.
 func FreeAddress(t testing.TB) string {

@@ -18,6 +18,7 @@ import (
 // An upgrade that fails changes nothing: the clients of the old generation
 // notice nothing, and the log says why.
 func TestFailedUpgradeChangesNothing(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name   string
 		plan   string
@@ -75,6 +76,7 @@ func failsAndChangesNothing(t *testing.T, m *testkit.Master, spoil func(), reaso
 }
 
 func TestCommandThatCannotBeExecuted(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name   string
 		spoil  func(path string) error
@@ -132,6 +134,7 @@ func TestNewGenerationDiesSoonAfterItWasReady(t *testing.T) {
 }
 
 func TestKillOfTheWorkerRefusesNobody(t *testing.T) {
+	t.Parallel()
 	for _, plan := range []string{"graceful", "prefork n=2"} {
 		t.Run(plan, func(t *testing.T) {
 			t.Parallel()

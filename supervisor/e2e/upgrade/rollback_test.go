@@ -63,6 +63,7 @@ func rollbackRefused(t *testing.T, m *testkit.Master, generation int, words ...s
 }
 
 func TestRollback(t *testing.T) {
+	t.Parallel()
 	for _, flags := range []string{"-l {a}", "-l {a} --user nobody"} {
 		t.Run(flags, func(t *testing.T) {
 			if strings.Contains(flags, "--user") {

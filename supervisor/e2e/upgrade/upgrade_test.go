@@ -80,6 +80,7 @@ func TestUpgradesLoseNoNewConnection(t *testing.T) {
 // Sockets of each kind; where they are shared, a server may lose what
 // ShutdownLosses allows.
 func TestUpgradesOfOtherSockets(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name, address string
 		flags         []string
@@ -108,6 +109,7 @@ func TestUpgradesOfOtherSockets(t *testing.T) {
 }
 
 func TestSlowAnswersInFlightComplete(t *testing.T) {
+	t.Parallel()
 	for _, plan := range []string{"graceful", "plain"} {
 		t.Run(plan, func(t *testing.T) {
 			t.Parallel()
