@@ -334,11 +334,12 @@ func TestDeadlockedWorkerIsGivenUp(t *testing.T) {
 	m.AnsweredBy(2)
 }
 
-// An idle kept connection is not cut in the middle, and holds nothing up.
+// An idle kept connection is not cut in the middle, and holds nothing up. The
+// clients are idle when the old worker is told to leave, 5 s after the upgrade.
 func TestIdleKeptConnectionsOfAPlainServer(t *testing.T) {
 	t.Parallel()
 	m := testkit.Listen(t, "plain").Serving()
-	clients := testkit.Ask(t, load.Config{Address: m.Address, Mode: load.KeepAlive, Pause: 3 * time.Second, Clients: 8})
+	clients := testkit.Ask(t, load.Config{Address: m.Address, Mode: load.KeepAlive, Pause: 4 * time.Second, Clients: 8})
 	clients.Answer(8)
 	m.Upgrade()
 	m.Retire()

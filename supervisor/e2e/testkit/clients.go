@@ -497,15 +497,17 @@ func (m *Master) Status() (status api.Status) {
 	return status
 }
 
-// TCPSocket is a line of /proc/net/tcp.
-type TCPSocket struct{ Local, State, Inode string }
+// TCPSocket is a line of /proc/net/tcp. The peer is as it stands there.
+type TCPSocket struct{ Local, Peer, State, Inode string }
 
 // TCPSockets reads the kernel's table, as this thread sees it: the first thread
-// of the process may be in a namespace that some test has made.
-func TCPSockets(t testing.TB) (all []TCPSocket) {
+// of the process may be in a namespace that some test has made. A line may come
+// twice where the table changes meanwhile.
+func TCPSockets(t testing.TB) map[TCPSocket]bool {
 	t.Helper()
 	table, err := os.ReadFile("/proc/thread-self/net/tcp")
 	OK(t, err)
+	all := map[TCPSocket]bool{}
 	for line := range strings.Lines(string(table)) {
 		fields := strings.Fields(line)
 		var ip, port uint32
@@ -516,7 +518,7 @@ func TCPSockets(t testing.TB) (all []TCPSocket) {
 			continue
 		}
 		local := fmt.Sprintf("%d.%d.%d.%d:%d", byte(ip), byte(ip>>8), byte(ip>>16), byte(ip>>24), port)
-		all = append(all, TCPSocket{local, fields[3], fields[9]})
+		all[TCPSocket{local, fields[2], fields[3], fields[9]}] = true
 	}
 	return all
 }
@@ -524,7 +526,7 @@ func TCPSockets(t testing.TB) (all []TCPSocket) {
 // Queued counts established connections that nobody has accepted.
 func Queued(t testing.TB, address string) (n int) {
 	t.Helper()
-	for _, s := range TCPSockets(t) {
+	for s := range TCPSockets(t) {
 		if s.Local == address && s.State == "01" && s.Inode == "0" {
 			n++
 		}
