@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 	"github.com/moult/moult/fdpass"
 	"github.com/moult/moult/fdpass/intercept"
 	"github.com/moult/moult/supervisor"
+	"github.com/moult/moult/supervisor/cli/held"
+	"github.com/moult/moult/supervisor/cli/terminal"
 	"github.com/moult/moult/supervisor/control"
 )
 
@@ -37,7 +40,7 @@ func check(c *cli.Context) error {
 	if address := c.String("admin"); address != "" {
 		admin, err := control.ListenAdmin(address, c.Bool("admin-public"))
 		if err != nil {
-			return usageError{err}
+			return usage("%w", err)
 		}
 		admin.Close()
 	}
@@ -45,11 +48,11 @@ func check(c *cli.Context) error {
 	defer signals.Close()
 	master, err := supervisor.New(cfg, signals)
 	if err != nil {
-		return usageError{err}
+		return usage("%w", err)
 	}
 	defer master.Close()
 	p := planWriter{c.App.Writer}
-	p.sockets(cfg, master.Sockets())
+	p.sockets(cfg, master)
 	p.worker(cfg)
 	p.end(cfg)
 	return checkCommandLine(cfg)
@@ -62,7 +65,7 @@ func (p planWriter) section(name string) { fmt.Fprintln(p, name) }
 
 func (p planWriter) row(label, format string, args ...any) {
 	const indent = 15
-	for i, line := range wrap(fmt.Sprintf(format, args...), helpWidth()-indent) {
+	for i, line := range terminal.Wrap(fmt.Sprintf(format, args...), helpWidth()-indent) {
 		if i > 0 {
 			label = ""
 		}
@@ -70,14 +73,15 @@ func (p planWriter) row(label, format string, args ...any) {
 	}
 }
 
-func (p planWriter) sockets(cfg supervisor.Config, sockets []*fdpass.Socket) {
+func (p planWriter) sockets(cfg supervisor.Config, master *supervisor.Supervisor) {
 	p.section("sockets")
+	sockets := held.By(master)
 	for i, s := range sockets {
 		queue := ""
-		if s.IsStream() {
-			queue = fmt.Sprintf(", queue of %d", s.Backlog())
+		if s.Network == "tcp" || s.Network == "unix" {
+			queue = fmt.Sprintf(", queue of %d", s.Backlog)
 		}
-		p.row(s.Name(), "%s %s%s; descriptor %d in the worker", s.Network(), s.Bound(), queue, i+3)
+		p.row(s.Name, "%s %s%s; descriptor %d in the worker", s.Network, s.Address, queue, i+3)
 		p.row("", "%s", handoverText(s))
 	}
 	if len(sockets) > 0 {
@@ -86,7 +90,7 @@ func (p planWriter) sockets(cfg supervisor.Config, sockets []*fdpass.Socket) {
 	if cfg.Intercept {
 		p.interception(cfg)
 	}
-	for _, hint := range supervisor.Hints(sockets) {
+	for _, hint := range held.Hints(master) {
 		p.row("hint", "%s", hint)
 	}
 }
@@ -106,36 +110,28 @@ func (p planWriter) interception(cfg supervisor.Config) {
 	}
 }
 
-func handoverText(s *fdpass.Socket) string {
-	how, why := s.How()
-	switch how {
+func handoverText(s held.Socket) string {
+	switch fdpass.Handover(s.Handover) {
 	case fdpass.Steered:
 		return "steered: each worker has a socket of its own, and the kernel sends new connections to the new generation"
 	case fdpass.Renamed:
 		return "renamed: each generation has a socket of its own, and the path moves to the new one"
 	}
 	text := "shared: all generations have the same socket, and the old one stops to accept when it gets the drain signal"
-	if why != "" {
-		text += " (" + why + ")"
+	if s.Reason != "" {
+		text += " (" + s.Reason + ")"
 	}
 	return text
 }
 
-func protocolText(protocols []fdpass.Protocol) string {
-	var names []string
+func protocolText(spoken []fdpass.Protocol) string {
+	var told []string
 	for _, p := range protocols {
-		switch p {
-		case fdpass.ProtocolAuto:
-			names = append(names, "LISTEN_FDS (systemd), SERVER_STARTER_PORT, EINHORN_FD_*")
-		case fdpass.ProtocolListenFDs:
-			names = append(names, "LISTEN_FDS (systemd)")
-		case fdpass.ProtocolServerStarter:
-			names = append(names, "SERVER_STARTER_PORT")
-		case fdpass.ProtocolNone:
-			names = append(names, "the command's own {fd}")
+		if slices.Contains(spoken, p.name) {
+			told = append(told, p.told)
 		}
 	}
-	return strings.Join(names, ", ")
+	return strings.Join(told, ", ")
 }
 
 func (p planWriter) worker(cfg supervisor.Config) {
@@ -210,7 +206,7 @@ func checkCommandLine(cfg supervisor.Config) error {
 	}
 	if cfg.Intercept {
 		if err := fdpass.CheckIntercepted(path); err != nil {
-			return usageError{err}
+			return usage("%w", err)
 		}
 	}
 	return nil

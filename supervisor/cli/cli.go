@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/moult/moult/supervisor"
+	"github.com/moult/moult/supervisor/cli/demo"
 )
 
 // Exit codes that scripts may rely on.
@@ -30,6 +31,9 @@ func Main(args []string, version string) int {
 	}
 	return 0
 }
+
+// The library would print a help of its own for --help (helpFirst).
+func init() { cli.HelpFlag = nil }
 
 func newApp(version string) *cli.App {
 	app := &cli.App{
@@ -49,13 +53,13 @@ func newApp(version string) *cli.App {
 	app.Commands = []*cli.Command{
 		runCommand(), checkCommand(),
 		statusCommand(), upgradeCommand(), rollbackCommand(), stopCommand(), scaleCommand(),
-		demoCommand(), demoWorkerCommand(),
+		demo.Command(), demo.WorkerCommand(),
 		completionCommand(), manCommand(),
 		{Name: "version", Usage: "print the version", Action: func(c *cli.Context) error {
 			_, err := fmt.Fprintln(c.App.Writer, "moult", c.App.Version)
 			return err
 		}},
-		{Name: "help", Usage: "print this, or the help of one command", ArgsUsage: "[COMMAND]", Action: func(c *cli.Context) error {
+		{Name: "help", Usage: "print this, or the help of one command or topic", ArgsUsage: "[COMMAND|TOPIC]", Action: func(c *cli.Context) error {
 			return showHelp(c.App.Writer, c.App, c.Args().First())
 		}},
 	}
@@ -101,22 +105,16 @@ func withRun(args []string, app *cli.App) []string {
 	return slices.Insert(slices.Clone(args), 1, "run")
 }
 
-// usageError is what the user can mend on the command line: exit code 2.
-type usageError struct{ error }
-
-func (e usageError) Unwrap() error { return e.error }
-
-func usage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+// usage is an error that the user can mend on the command line.
+func usage(format string, args ...any) error {
+	return &supervisor.Exit{Code: exitUsage, Err: fmt.Errorf(format, args...)}
+}
 
 // report prints an error once, in the one form that all of moult's have.
 func report(w io.Writer, err error) int {
 	code := exitFailed
 	var exit *supervisor.Exit
-	var wrong usageError
-	switch {
-	case errors.As(err, &wrong): // of check, where run would end with an Exit
-		code = exitUsage
-	case errors.As(err, &exit):
+	if errors.As(err, &exit) {
 		code = exit.Code
 	}
 	if message := err.Error(); message != "" {

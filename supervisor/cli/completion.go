@@ -20,31 +20,10 @@ func completionCommand() *cli.Command {
 			if write == nil || c.NArg() != 1 {
 				return usage("want one shell: moult completion bash, zsh or fish")
 			}
-			var shown []*cli.Command
-			for _, command := range c.App.Commands {
-				if !command.Hidden {
-					shown = append(shown, command)
-				}
-			}
-			write(c.App.Writer, shown)
+			write(c.App.Writer, c.App.VisibleCommands())
 			return nil
 		},
 	}
-}
-
-// choices are the values of flags that have only a few.
-var choices = map[string]string{
-	"protocol": "auto listen-fds server-starter einhorn tableflip nginx php-fpm stdin none", "handover": "auto steer share",
-	"ready": "auto notify accept alive=", "end-idle": "auto off", "drain-signal": "TERM QUIT INT USR1 USR2 WINCH",
-	"restart": "always on-failure never", "log-level": "debug info warn error", "log-format": "auto json text",
-}
-
-// arguments are those of commands that have only a few.
-var arguments = map[string]string{"completion": "bash zsh fish"}
-
-func takesValue(f cli.Flag) bool {
-	_, is := f.(*cli.BoolFlag)
-	return !is
 }
 
 func namesOf(commands []*cli.Command) string {
@@ -55,24 +34,15 @@ func namesOf(commands []*cli.Command) string {
 	return strings.Join(names, " ")
 }
 
+// argumentsOf are the arguments of commands that have only a few.
 func argumentsOf(c *cli.Command, all []*cli.Command) string {
-	if c.Name == "help" {
-		return namesOf(all)
+	switch c.Name {
+	case "help":
+		return namesOf(all) + " " + strings.Join(topicNames(), " ")
+	case "completion":
+		return "bash zsh fish"
 	}
-	return arguments[c.Name]
-}
-
-// spellings are the forms of a flag on the command line.
-func spellings(f cli.Flag) []string {
-	var all []string
-	for _, name := range f.Names() {
-		dashes := "--"
-		if len(name) == 1 {
-			dashes = "-"
-		}
-		all = append(all, dashes+name)
-	}
-	return all
+	return ""
 }
 
 // completeBash: after the flags of run comes a program, which is completed
@@ -99,14 +69,19 @@ func completeBash(w io.Writer, commands []*cli.Command) {
 		if c.Name == "run" {
 			pattern = "run | -*"
 		}
-		fmt.Fprintf(w, "    %s) flags=\"%s\" values=\"%s\" words=\"%s\" ;;\n", pattern, flagWords(c, func(cli.Flag) bool { return true }), flagWords(c, takesValue), argumentsOf(c, commands))
+		var all, valued []string
+		for _, f := range flagTexts(c) {
+			all = append(all, f.spelled...)
+			if f.value {
+				valued = append(valued, f.spelled...)
+			}
+		}
+		fmt.Fprintf(w, "    %s) flags=\"%s\" values=\"%s\" words=\"%s\" ;;\n", pattern, strings.Join(all, " "), strings.Join(valued, " "), argumentsOf(c, commands))
 	}
 	fmt.Fprint(w, "    esac\n    if [[ \" $values \" == *\" $prev \"* ]]; then\n        case $prev in\n")
-	for _, c := range commands[:1] {
-		for _, f := range c.Flags {
-			if words := choices[f.Names()[0]]; words != "" {
-				fmt.Fprintf(w, "        %s) COMPREPLY=($(compgen -W \"%s\" -- \"$cur\")) ;;\n", strings.Join(spellings(f), " | "), words)
-			}
+	for _, f := range flagTexts(commands[0]) { // run has all that have choices
+		if words := strings.Join(choices[f.name], " "); words != "" {
+			fmt.Fprintf(w, "        %s) COMPREPLY=($(compgen -W \"%s\" -- \"$cur\")) ;;\n", strings.Join(f.spelled, " | "), words)
 		}
 	}
 	fmt.Fprint(w, `        *) COMPREPLY=($(compgen -f -- "$cur")) ;;
@@ -121,31 +96,13 @@ complete -o default -F _moult moult
 `)
 }
 
-func flagWords(c *cli.Command, wanted func(cli.Flag) bool) string {
-	var words []string
-	for _, f := range c.Flags {
-		if wanted(f) {
-			words = append(words, spellings(f)...)
-		}
-	}
-	return strings.Join(words, " ")
-}
-
-// brief is the first sentence of a usage text, without what shells would take
-// for their own.
-func brief(usage string) string {
-	_, text := splitUsage(usage)
+// brief is the first sentence of a text, without what shells would take for
+// their own.
+func brief(text string) string {
 	for _, end := range []string{". ", "; ", ": "} {
 		text, _, _ = strings.Cut(text, end)
 	}
 	return strings.NewReplacer("'", "", "`", "", "[", "(", "]", ")", ":", "", `\`, "", `"`, "").Replace(text)
-}
-
-func briefOf(f cli.Flag) string {
-	if doc, ok := f.(cli.DocGenerationFlag); ok {
-		return brief(doc.GetUsage())
-	}
-	return ""
 }
 
 func completeZsh(w io.Writer, commands []*cli.Command) {
@@ -157,37 +114,30 @@ func completeZsh(w io.Writer, commands []*cli.Command) {
 		"    [[ $command == -* ]] && command=run || { shift words; ((CURRENT--)) }\n    case $command in\n")
 	for _, c := range commands {
 		fmt.Fprintf(w, "    %s)\n        _arguments -S", c.Name)
-		for _, f := range c.Flags {
-			zshFlag(w, f)
+		for _, f := range flagTexts(c) {
+			for _, spelled := range f.spelled {
+				fmt.Fprintf(w, " \\\n            '*%s[%s]%s'", spelled, brief(f.usage), zshValue(f))
+			}
 		}
-		zshRest(w, c, commands)
+		if words := argumentsOf(c, commands); words != "" {
+			fmt.Fprintf(w, " \\\n            '1:argument:(%s)'", words)
+		} else if strings.Contains(c.ArgsUsage, "COMMAND [ARG") {
+			fmt.Fprint(w, " \\\n            '*::command:_normal'")
+		}
 		fmt.Fprint(w, "\n        ;;\n")
 	}
 	fmt.Fprint(w, "    esac\n}\n[[ $funcstack[1] == _moult ]] && _moult \"$@\" || compdef _moult moult\n")
 }
 
-// zshFlag writes the flag's spellings, each with its description and what its
-// value may be.
-func zshFlag(w io.Writer, f cli.Flag) {
-	value := ""
-	if takesValue(f) {
-		value = ":value:_files"
-		if words := choices[f.Names()[0]]; words != "" {
-			value = ":value:(" + words + ")"
-		}
-	}
-	for _, name := range spellings(f) {
-		fmt.Fprintf(w, " \\\n            '*%s[%s]%s'", name, briefOf(f), value)
-	}
-}
-
-func zshRest(w io.Writer, c *cli.Command, all []*cli.Command) {
-	switch words := argumentsOf(c, all); {
+// zshValue says what may follow a flag.
+func zshValue(f flagText) string {
+	switch words := strings.Join(choices[f.name], " "); {
 	case words != "":
-		fmt.Fprintf(w, " \\\n            '1:argument:(%s)'", words)
-	case strings.Contains(c.ArgsUsage, "COMMAND [ARG"):
-		fmt.Fprint(w, " \\\n            '*::command:_normal'")
+		return ":value:(" + words + ")"
+	case f.value:
+		return ":value:_files"
 	}
+	return ""
 }
 
 func completeFish(w io.Writer, commands []*cli.Command) {
@@ -198,8 +148,8 @@ func completeFish(w io.Writer, commands []*cli.Command) {
 		if c.Name == "run" {
 			used = "not __fish_seen_subcommand_from " + strings.TrimPrefix(namesOf(commands), "run ")
 		}
-		for _, f := range c.Flags {
-			fishFlag(w, used, f)
+		for _, f := range flagTexts(c) {
+			fmt.Fprintf(w, "complete -c moult -n '%s'%s -d '%s'\n", used, fishFlag(f), brief(f.usage))
 		}
 		if words := argumentsOf(c, commands); words != "" {
 			fmt.Fprintf(w, "complete -c moult -n '%s' -f -a '%s'\n", used, words)
@@ -207,19 +157,18 @@ func completeFish(w io.Writer, commands []*cli.Command) {
 	}
 }
 
-func fishFlag(w io.Writer, used string, f cli.Flag) {
-	line := "complete -c moult -n '" + used + "'"
-	for _, name := range f.Names() {
-		if len(name) == 1 {
-			line += " -s " + name
+func fishFlag(f flagText) (options string) {
+	for _, spelled := range f.spelled {
+		if name, long := strings.CutPrefix(spelled, "--"); long {
+			options += " -l " + name
 		} else {
-			line += " -l " + name
+			options += " -s " + strings.TrimPrefix(spelled, "-")
 		}
 	}
-	if words := choices[f.Names()[0]]; words != "" {
-		line += " -x -a '" + words + "'"
-	} else if takesValue(f) {
-		line += " -r"
+	if words := strings.Join(choices[f.name], " "); words != "" {
+		return options + " -x -a '" + words + "'"
+	} else if f.value {
+		return options + " -r"
 	}
-	fmt.Fprintf(w, "%s -d '%s'\n", line, briefOf(f))
+	return options
 }

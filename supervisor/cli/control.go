@@ -31,19 +31,15 @@ func openControls(c *cli.Context, cfg *supervisor.Config) (*controls, error) {
 		var err error
 		if s.admin, err = control.ListenAdmin(address, c.Bool("admin-public")); err != nil {
 			s.close()
-			return nil, adminError(err)
+			var wrong *control.BadAddress
+			if errors.As(err, &wrong) {
+				err = usage("%w", err)
+			}
+			return nil, err
 		}
 	}
 	s.hear(cfg)
 	return s, nil
-}
-
-func adminError(err error) error {
-	var wrong *control.BadAddress
-	if errors.As(err, &wrong) {
-		return usageError{err}
-	}
-	return err
 }
 
 // listen opens the control socket. A default place that cannot be used is no

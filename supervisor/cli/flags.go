@@ -1,18 +1,11 @@
 package cli
 
 import (
-	"errors"
-	"fmt"
 	"os"
-	"path/filepath"
-	"regexp"
-	"strconv"
+	"slices"
 	"strings"
-	"syscall"
-	"time"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/moult/moult/fdpass"
 	"github.com/moult/moult/supervisor"
@@ -114,221 +107,54 @@ func ofMasterAbove(name string) bool {
 	return worker && (name == "name" || name == "control")
 }
 
-// readConfig turns flags and variables into what the master is told.
-func readConfig(c *cli.Context) (supervisor.Config, error) {
-	cfg := supervisor.Defaults()
-	if err := fromEnvironment(c); err != nil {
-		return cfg, err
-	}
-	cfg.Command = c.Args().Slice()
-	if len(cfg.Command) == 0 || cfg.Command[0] == "" {
-		return cfg, usage("no command to run; write: moult -- ./server [ARG...]")
-	}
-	for _, read := range []func(*cli.Context, *supervisor.Config) error{
-		readSockets, readWorker, readReady, readDrain, readRestart, readMaster, checkBraces,
-	} {
-		if err := read(c, &cfg); err != nil {
-			return cfg, usageError{err}
-		}
-	}
-	return cfg, nil
+// protocols are those that --protocol takes, with what check says of them.
+var protocols = []struct {
+	name fdpass.Protocol
+	told string
+}{
+	{fdpass.ProtocolAuto, "LISTEN_FDS (systemd), SERVER_STARTER_PORT, EINHORN_FD_*"},
+	{fdpass.ProtocolListenFDs, "LISTEN_FDS (systemd)"},
+	{fdpass.ProtocolServerStarter, "SERVER_STARTER_PORT"},
+	{fdpass.ProtocolNone, "the command's own {fd}"},
 }
 
-func readSockets(c *cli.Context, cfg *supervisor.Config) (err error) {
-	cfg.Intercept, cfg.InterceptUnlink = c.Bool("intercept"), c.Bool("intercept-unlink")
-	if len(c.StringSlice("listen")) == 0 {
-		if c.IsSet("intercept") && !cfg.Intercept {
-			return errors.New("no socket to hold: without --intercept there has to be a --listen")
-		}
-		cfg.Intercept = true
-	}
-	if cfg.InterceptUnlink && !cfg.Intercept {
-		return errors.New("cannot use --intercept-unlink without --intercept")
-	}
-	if cfg.Addresses, err = fdpass.ParseAddresses(c.StringSlice("listen")); err != nil {
-		return err
-	}
-	if cfg.Protocols, err = fdpass.ParseProtocols(c.StringSlice("protocol")); err != nil {
-		return err
-	}
-	switch how := c.String("handover"); how {
-	case "auto", "steer":
-	case "share":
-		cfg.Share = true
-	default:
-		return fmt.Errorf("cannot use --handover %q: choose auto, steer or share", how)
-	}
-	cfg.MustSteer = c.String("handover") == "steer"
-	return nil
+// choices are the values of flags that have only a few: run takes them, and
+// completion offers them. One that ends in = wants something behind it.
+var choices = map[string][]string{
+	"protocol":     protocolNames(),
+	"handover":     {"auto", "steer", "share"},
+	"ready":        {string(supervisor.ReadyAuto), string(supervisor.ReadyNotify), string(supervisor.ReadyAccept), string(supervisor.ReadyAlive) + "="},
+	"end-idle":     {"auto", "off"},
+	"drain-signal": {"TERM", "QUIT", "INT", "USR1", "USR2", "WINCH"},
+	"restart":      {string(supervisor.RestartAlways), string(supervisor.RestartOnFailure), string(supervisor.RestartNever)},
+	"log-level":    {"debug", "info", "warn", "error"},
+	"log-format":   {"auto", "json", "text"},
 }
 
-func readWorker(c *cli.Context, cfg *supervisor.Config) error {
-	cfg.Workers = c.Int("workers")
-	if cfg.Workers < 1 || cfg.Workers > supervisor.MaxWorkers {
-		return fmt.Errorf("cannot use --workers %d: choose 1 to %d", cfg.Workers, supervisor.MaxWorkers)
+func protocolNames() (names []string) {
+	for _, p := range protocols {
+		names = append(names, string(p.name))
 	}
-	cfg.Env = c.StringSlice("env")
-	for _, kv := range cfg.Env {
-		if key, _, ok := strings.Cut(kv, "="); !ok || key == "" {
-			return fmt.Errorf("cannot use --env %q: want K=V", kv)
-		}
-	}
-	cfg.EnvFiles = absolute(c.StringSlice("env-file"))
-	cfg.User, cfg.Group = c.String("user"), c.String("group")
-	if _, err := fdpass.LookupCredential(cfg.User, cfg.Group); err != nil {
-		return err
-	}
-	if dir := c.String("chdir"); dir != "" {
-		cfg.Dir = absolute([]string{dir})[0]
-	}
-	if mask := c.String("umask"); mask != "" {
-		n, err := strconv.ParseUint(mask, 8, 16)
-		if err != nil || n > 0o777 {
-			return fmt.Errorf("cannot use --umask %q: want octal, such as 027", mask)
-		}
-		m := int(n)
-		cfg.Umask = &m
-	}
-	return nil
+	return names
 }
 
-func absolute(paths []string) []string {
-	var out []string
-	for _, p := range paths {
-		if abs, err := filepath.Abs(p); err == nil {
-			p = abs
-		}
-		out = append(out, p)
+// choose reads a flag that has only a few values, and what stands behind the =
+// of one that wants it.
+func choose(c *cli.Context, name string) (choice, value string, err error) {
+	given := c.String(name)
+	choice, value, more := strings.Cut(given, "=")
+	wanted := choice
+	if more {
+		wanted += "="
 	}
-	return out
-}
-
-func readReady(c *cli.Context, cfg *supervisor.Config) error {
-	cfg.ReadyTimeout = c.Duration("ready-timeout")
-	if cfg.ReadyTimeout <= 0 {
-		return fmt.Errorf("cannot use --ready-timeout %s: it has to be longer than nothing", cfg.ReadyTimeout)
+	known := choices[name]
+	if slices.Contains(known, wanted) {
+		return choice, value, nil
 	}
-	how, value, _ := strings.Cut(c.String("ready"), "=")
-	cfg.Ready = supervisor.ReadyHow(how)
-	switch cfg.Ready {
-	case supervisor.ReadyAuto, supervisor.ReadyNotify, supervisor.ReadyAccept:
-		if value == "" {
-			return nil
-		}
-	case supervisor.ReadyAlive:
-		d, err := time.ParseDuration(value)
-		if err != nil || d < 0 {
-			return fmt.Errorf("cannot use --ready %q: want a duration, such as alive=2s", c.String("ready"))
-		}
-		if d >= cfg.ReadyTimeout {
-			return fmt.Errorf("cannot use --ready %q: --ready-timeout %s is over before", c.String("ready"), cfg.ReadyTimeout)
-		}
-		cfg.ReadyAlive = d
-		return nil
+	last := len(known) - 1
+	text := strings.Join(known[:last], ", ") + " or " + known[last]
+	if strings.HasSuffix(text, "=") {
+		text += "D"
 	}
-	return fmt.Errorf("cannot use --ready %q: choose auto, notify, accept or alive=D", c.String("ready"))
-}
-
-func readDrain(c *cli.Context, cfg *supervisor.Config) (err error) {
-	for name, to := range map[string]*time.Duration{"quiesce": &cfg.Quiesce, "drain-timeout": &cfg.DrainTimeout, "kill-grace": &cfg.KillGrace} {
-		if *to = c.Duration(name); *to < 0 {
-			return fmt.Errorf("cannot use --%s %s: it cannot be negative", name, *to)
-		}
-	}
-	if cfg.MaxDraining = c.Int("max-draining"); cfg.MaxDraining < 1 {
-		return fmt.Errorf("cannot use --max-draining %d: at least 1 generation drains at each upgrade", cfg.MaxDraining)
-	}
-	if cfg.DrainSignal, err = parseSignal(c.String("drain-signal")); err != nil {
-		return err
-	}
-	cfg.EndIdle, err = parseEndIdle(c.String("end-idle"))
-	return err
-}
-
-func parseSignal(name string) (syscall.Signal, error) {
-	if n, err := strconv.Atoi(name); err == nil && n > 0 && n < 65 && n != int(syscall.SIGKILL) && n != int(syscall.SIGSTOP) {
-		return syscall.Signal(n), nil
-	}
-	sig := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(name), "SIG"))
-	if sig == 0 || sig == syscall.SIGKILL || sig == syscall.SIGSTOP {
-		return 0, fmt.Errorf("cannot use --drain-signal %q: want a signal that a server can handle, such as TERM or QUIT", name)
-	}
-	return sig, nil
-}
-
-func parseEndIdle(value string) (time.Duration, error) {
-	switch value {
-	case "auto":
-		return supervisor.EndIdleAuto, nil
-	case "off":
-		return supervisor.EndIdleOff, nil
-	}
-	d, err := time.ParseDuration(value)
-	if err != nil || d <= 0 {
-		return 0, fmt.Errorf("cannot use --end-idle %q: choose auto, off or a duration such as 2s", value)
-	}
-	return d, nil
-}
-
-func readRestart(c *cli.Context, cfg *supervisor.Config) error {
-	cfg.Restart = supervisor.Restart(c.String("restart"))
-	switch cfg.Restart {
-	case supervisor.RestartAlways, supervisor.RestartOnFailure, supervisor.RestartNever:
-	default:
-		return fmt.Errorf("cannot use --restart %q: choose always, on-failure or never", cfg.Restart)
-	}
-	low, high, ok := strings.Cut(c.String("restart-delay"), "..")
-	var errLow, errHigh error
-	cfg.RestartMin, errLow = time.ParseDuration(low)
-	cfg.RestartMax, errHigh = time.ParseDuration(high)
-	if !ok || errLow != nil || errHigh != nil || cfg.RestartMin <= 0 || cfg.RestartMax < cfg.RestartMin {
-		return fmt.Errorf("cannot use --restart-delay %q: want MIN..MAX, such as 100ms..30s", c.String("restart-delay"))
-	}
-	return readRestartLimit(c.String("restart-limit"), cfg)
-}
-
-func readRestartLimit(value string, cfg *supervisor.Config) error {
-	if value == "" {
-		return nil
-	}
-	count, within, ok := strings.Cut(value, "/")
-	var errCount, errWithin error
-	cfg.RestartLimit, errCount = strconv.Atoi(count)
-	cfg.RestartWithin, errWithin = time.ParseDuration(within)
-	if !ok || errCount != nil || errWithin != nil || cfg.RestartLimit < 1 || cfg.RestartWithin <= 0 {
-		return fmt.Errorf("cannot use --restart-limit %q: want N/D, such as 5/1m", value)
-	}
-	return nil
-}
-
-var validName = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
-
-func readMaster(c *cli.Context, cfg *supervisor.Config) (err error) {
-	cfg.Name = c.String("name")
-	if cfg.Name == "" {
-		cfg.Name = regexp.MustCompile(`[^A-Za-z0-9._-]`).ReplaceAllString(filepath.Base(cfg.Command[0]), "_")
-	}
-	if !validName.MatchString(cfg.Name) {
-		return fmt.Errorf("cannot use --name %q: letters, digits, '.', '_' and '-' only", cfg.Name)
-	}
-	cfg.PIDFile, cfg.Version = c.String("pid-file"), c.App.Version
-	cfg.Log, err = newLogger(c.App.ErrWriter, c.String("log-level"), c.String("log-format"), cfg.Name)
-	return err
-}
-
-// checkBraces finds {fd:NAME} and its like that name no socket, before anything
-// is started.
-func checkBraces(_ *cli.Context, cfg *supervisor.Config) error {
-	var names []string
-	for _, a := range cfg.Addresses {
-		names = append(names, a.Name)
-	}
-	return fdpass.CheckTemplates(append(append([]string{}, cfg.Command...), cfg.Env...), names)
-}
-
-func signalName(sig syscall.Signal) string {
-	if name := unix.SignalName(sig); name != "" {
-		return name
-	}
-	return fmt.Sprintf("signal %d", int(sig))
+	return "", "", usage("cannot use --%s %q: choose %s", name, given, text)
 }

@@ -28,10 +28,15 @@ func writeMan(w io.Writer, app *cli.App) error {
 	description, _, _ = strings.Cut(description, "\n\nUsage:")
 	page.text("Moult holds the listening sockets, starts COMMAND with them, and upgrades it without losing a request.")
 	page.literal(description)
-	for _, c := range app.Commands {
-		if !c.Hidden {
-			page.command(c)
-		}
+	for _, c := range app.VisibleCommands() {
+		page.command(c)
+	}
+	for _, name := range topicNames() {
+		title, body := topic(name)
+		page.macro(".SH", strings.ToUpper(name))
+		page.line(title)
+		page.WriteString(".PP\n")
+		page.literal(body)
 	}
 	for _, section := range strings.Split(strings.TrimSpace(outro), "\n\n") {
 		page.section(section)
@@ -45,10 +50,8 @@ func writeMan(w io.Writer, app *cli.App) error {
 
 func synopsis(app *cli.App) string {
 	var b strings.Builder
-	for _, c := range app.Commands {
-		if !c.Hidden {
-			b.WriteString(strings.TrimSpace("moult "+c.Name+" "+c.ArgsUsage) + "\n")
-		}
+	for _, c := range app.VisibleCommands() {
+		b.WriteString(strings.TrimSpace("moult "+c.Name+" "+c.ArgsUsage) + "\n")
 	}
 	return b.String()
 }
@@ -94,34 +97,17 @@ func (r *roff) command(c *cli.Command) {
 		r.text(c.Description)
 	}
 	category := ""
-	for _, f := range c.Flags {
-		doc, ok := f.(cli.DocGenerationFlag)
-		if !ok || f.Names()[0] == "help" {
+	for _, f := range flagTexts(c) {
+		if f.name == "help" {
 			continue
 		}
-		if in, ok := f.(cli.CategorizableFlag); ok && in.GetCategory() != category {
-			category = in.GetCategory()
+		if f.category != category {
+			category = f.category
 			r.macro(".SS", category)
 		}
-		r.flag(f, doc)
+		r.WriteString(".TP\n.B " + roffEscape.Replace(f.head()) + "\n")
+		r.line(f.text())
 	}
-}
-
-func (r *roff) flag(f cli.Flag, doc cli.DocGenerationFlag) {
-	value, text := splitUsage(doc.GetUsage())
-	if deflt := defaultOf(f, doc); deflt != "" {
-		text += " [" + deflt + "]"
-	}
-	r.WriteString(".TP\n.B " + roffEscape.Replace(strings.TrimRight(flagNames(f)+" "+value, " ")) + "\n")
-	r.line(text)
-}
-
-func flagNames(f cli.Flag) string {
-	long := "--" + f.Names()[0]
-	if len(f.Names()) > 1 {
-		return "-" + f.Names()[1] + ", " + long
-	}
-	return long
 }
 
 // section writes a part of the help whose first line is its heading.

@@ -6,16 +6,14 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 // eachFlag calls f for all that a user can write.
 func eachFlag(f func(command, flag string)) {
-	for _, c := range newApp("v1").Commands {
-		if c.Hidden {
-			continue
-		}
-		for _, flag := range c.Flags {
-			f(c.Name, flag.Names()[0])
+	for _, c := range newApp("v1").VisibleCommands() {
+		for _, flag := range flagTexts(c) {
+			f(c.Name, flag.name)
 		}
 	}
 }
@@ -33,6 +31,11 @@ func TestManPageHasEverything(t *testing.T) {
 			t.Errorf("%s is missing", command)
 		}
 	})
+	for _, name := range topicNames() {
+		if !strings.Contains(page, `.SH "`+strings.ToUpper(name)+`"`) {
+			t.Errorf("topic %s is missing", name)
+		}
+	}
 	macro := regexp.MustCompile(`^\.(TH|SH|SS|TP|PP|B|nf|fi)\b`)
 	for _, line := range strings.Split(page, "\n") {
 		if strings.HasPrefix(line, "'") || strings.HasPrefix(line, ".") && !macro.MatchString(line) {
@@ -99,6 +102,9 @@ func TestBashCompletes(t *testing.T) {
 		"moult --handov":               "--handover",
 		"moult completion f":           "fish",
 		"moult help rollb":             "rollback",
+		"moult help inter":             "intercept",
+		"moult --protocol e":           "",
+		"moult --protocol l":           "listen-fds",
 		"moult run -- server --handov": "",
 		"moult status --watc":          "--watch",
 	} {
@@ -123,6 +129,54 @@ func TestOtherShellsAcceptTheirScripts(t *testing.T) {
 		cmd.Stdin = strings.NewReader(script)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v\n%s", shell, err, out)
+		}
+	}
+}
+
+func TestHelp(t *testing.T) {
+	for _, test := range []struct {
+		args  string
+		code  int
+		wants []string
+	}{
+		{"help", 0, []string{"\n\n    moult -- ./server ", "    upgrade ", "    intercept "}},
+		{"--help", 0, []string{"    moult -- ./server "}},
+		{"", 0, []string{"    moult -- ./server "}},
+		{"help run", 0, []string{"-l, --listen [NAME=]ADDR\n", "Exit codes:"}},
+		{"upgrade -h", 0, []string{"moult upgrade: ", "--timeout D\n"}},
+		{"help intercept", 0, []string{"WHAT IS KEPT", "WHEN A NEW GENERATION IS READY", "CRASHES", "UNIX PATHS", "RIGHTS", "CONTAINERS",
+			"WHERE IT CANNOT WORK", "no_new_privs", "CAP_NET_BIND_SERVICE", "port 0", "has failed"}},
+		{"help ready", 0, []string{"READY=1"}},
+		{"help drain", 0, []string{"--quiesce"}},
+		{"help demo-worker", exitUsage, []string{`no command or topic "demo-worker"`}},
+		{"help nothing", exitUsage, []string{"moult help"}},
+	} {
+		code, stdout, stderr := command(strings.Fields(test.args)...)
+		if code != test.code {
+			t.Errorf("moult %s: exit code %d", test.args, code)
+		}
+		for _, want := range test.wants {
+			if !strings.Contains(stdout+stderr, want) {
+				t.Errorf("moult %s: %q is missing in\n%s%s", test.args, want, stdout, stderr)
+			}
+		}
+	}
+}
+
+func TestTopicsFit(t *testing.T) {
+	app := newApp("v1")
+	for _, name := range topicNames() {
+		if app.Command(name) != nil {
+			t.Errorf("%s is a command as well", name)
+		}
+		title, body := topic(name)
+		if title == "" || body == "" || strings.Contains(title, "\n") {
+			t.Errorf("%s: title %q, %d bytes below it", name, title, len(body))
+		}
+		for _, line := range strings.Split(title+"\n"+body, "\n") {
+			if n := utf8.RuneCountInString(line); n > 80 {
+				t.Errorf("%s: %d columns: %s", name, n, line)
+			}
 		}
 	}
 }

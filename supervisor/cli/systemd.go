@@ -59,12 +59,10 @@ func systemdState(t supervisor.Transition) string {
 	return ""
 }
 
+// reloading bears the clock, without which Type=notify-reload would wait for
+// ever; there is none where there is no systemd.
 func reloading(generation int) string {
-	word := "RELOADING=1"
-	if now, ok := monotonic(); ok {
-		word += fmt.Sprintf("\nMONOTONIC_USEC=%d", now)
-	}
-	return word + fmt.Sprintf("\nSTATUS=Generation %d starts", generation)
+	return fmt.Sprintf("RELOADING=1\n%sSTATUS=Generation %d starts", daemon.SdNotifyMonotonicUsec(), generation)
 }
 
 func firstLine(text string) string {

@@ -1,4 +1,4 @@
-package cli
+package demo
 
 import (
 	"context"
@@ -8,48 +8,42 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/moult/moult/fdpass"
 	"github.com/moult/moult/supervisor"
+	"github.com/moult/moult/supervisor/cli/held"
+	"github.com/moult/moult/supervisor/cli/terminal"
+	"github.com/moult/moult/supervisor/control/api"
 )
 
-// demoServe is run with the built-in server, and a word on what to try.
-func demoServe(o demoOptions, signals *supervisor.Signals, out, log io.Writer) error {
+// serve is run with the built-in server, and a word on what to try.
+func serve(o options, signals *supervisor.Signals, out, log io.Writer) error {
 	cfg, err := o.config()
 	if err != nil {
 		return err
 	}
-	if cfg.Log, err = newLogger(log, "info", "auto", cfg.Name); err != nil {
+	if cfg.Log, err = terminal.NewLogger(log, "info", "auto", cfg.Name); err != nil {
 		return err
 	}
-	ready := make(chan struct{})
-	once := sync.OnceFunc(func() { close(ready) })
+	var tries string
+	var said sync.WaitGroup
+	// In a goroutine: whoever does not read must not stop the master.
+	say := sync.OnceFunc(func() { said.Go(func() { io.WriteString(out, tries) }) })
 	cfg.OnTransition = func(t supervisor.Transition) {
-		if isMaster(t, "serving") {
-			once()
+		if t.PID == 0 && t.To == api.Serving {
+			say()
 		}
 	}
 	master, err := supervisor.New(cfg, signals)
 	if err != nil {
 		return err
 	}
-	text := demoTries(master.Sockets()[0], os.Getpid(), o.abrupt)
-	ctx, cancel := context.WithCancel(context.Background())
-	var told sync.WaitGroup
-	told.Go(func() {
-		select {
-		case <-ready:
-			fmt.Fprint(out, text)
-		case <-ctx.Done():
-		}
-	})
-	defer told.Wait()
-	defer cancel()
+	tries = triesFor(held.By(master)[0], os.Getpid(), o.abrupt)
+	defer said.Wait()
 	return master.Run(context.Background())
 }
 
-// demoTries are commands for another terminal.
-func demoTries(socket *fdpass.Socket, pid int, abrupt bool) string {
-	network, address := demoTarget(socket)
+// triesFor are commands for another terminal.
+func triesFor(socket held.Socket, pid int, abrupt bool) string {
+	network, address := target(socket)
 	curl, url := "curl -sS ", "http://"+address
 	if network == "unix" {
 		path, abstract := strings.CutPrefix(address, "@")

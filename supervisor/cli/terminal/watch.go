@@ -1,4 +1,4 @@
-package cli
+package terminal
 
 import (
 	"context"
@@ -10,10 +10,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
-	"github.com/moult/moult/supervisor/control"
 	"github.com/moult/moult/supervisor/control/api"
 )
 
@@ -34,25 +32,19 @@ const (
 	eraseRest   = "\x1b[K"
 )
 
-// watch shows the master's status until the user has seen enough. It outlives
-// the master: whoever watches wants to see that it comes back.
-func watch(c *cli.Context, client *control.Client) error {
+// Watch shows a master's status until the user has seen enough. It outlives the
+// master: whoever watches wants to see that it comes back.
+func (s *Screen) Watch(look func(context.Context) (api.Status, error)) {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
-	out := newScreen(c.App.Writer, false)
 	resized := make(chan os.Signal, 1)
 	signal.Notify(resized, syscall.SIGWINCH)
 	defer signal.Stop(resized)
 	defer rawTerminal()()
-	io.WriteString(out.out, enterScreen)
-	defer io.WriteString(out.out, leaveScreen)
-	w := watcher{out: out, height: terminalHeight}
-	w.run(ctx, keys(os.Stdin), resized, func() (api.Status, error) {
-		ctx, cancel := context.WithTimeout(ctx, statusTime)
-		defer cancel()
-		return client.Status(ctx)
-	})
-	return nil
+	io.WriteString(s.out, enterScreen)
+	defer io.WriteString(s.out, leaveScreen)
+	w := watcher{screen: s}
+	w.run(ctx, keys(os.Stdin), resized, func() (api.Status, error) { return look(ctx) })
 }
 
 // rawTerminal lets keys through as they are pressed, and does not show them.
@@ -63,14 +55,6 @@ func rawTerminal() (restore func()) {
 		return func() {} // not a terminal: a signal ends the view
 	}
 	return func() { _ = term.Restore(fd, before) }
-}
-
-func terminalHeight() int {
-	const usual = 24
-	if _, height, err := term.GetSize(int(os.Stdout.Fd())); err == nil && height > 0 {
-		return height
-	}
-	return usual
 }
 
 // keys reads what is pressed. Its goroutine ends with the process: nothing
@@ -96,8 +80,7 @@ func leaves(key byte) bool {
 
 // watcher is the live view.
 type watcher struct {
-	out    *screen
-	height func() int
+	screen *Screen
 	last   api.Status
 	err    error // why last is old
 	bars   bars
@@ -140,22 +123,23 @@ func (w *watcher) pace() time.Duration {
 }
 
 func (w *watcher) draw(now time.Time) {
+	_, height := w.screen.size()
 	var b strings.Builder
 	b.WriteString(beginFrame)
-	for i, line := range w.frame(now, w.height()) {
+	for i, line := range w.frame(now, height) {
 		if i > 0 {
 			b.WriteString("\r\n")
 		}
 		b.WriteString(line + eraseRest)
 	}
 	b.WriteString(endFrame)
-	io.WriteString(w.out.out, b.String())
+	io.WriteString(w.screen.out, b.String())
 }
 
 // frame is what is on the screen: the bars first, and as much of the rest as
 // fits above the last line.
 func (w *watcher) frame(now time.Time, height int) []string {
-	v := view{width: w.out.width(), paint: w.out.paint, now: now}
+	v := w.screen.view(now)
 	var lines []string
 	if w.last.PID != 0 { // it has answered once
 		lines = append(lines, v.head(w.last), "")
@@ -164,7 +148,7 @@ func (w *watcher) frame(now time.Time, height int) []string {
 	}
 	const foot = 2
 	if room := max(height-foot, 1); len(lines) > room {
-		lines = append(lines[:room-1], v.paint(colorDim, fmt.Sprintf("… %d more lines", len(lines)-room+1)))
+		lines = append(lines[:room-1], v.paint(Dim, fmt.Sprintf("… %d more lines", len(lines)-room+1)))
 	}
 	for len(lines) < height-1 {
 		lines = append(lines, "")
@@ -174,7 +158,7 @@ func (w *watcher) frame(now time.Time, height int) []string {
 
 func (w *watcher) footer(v view) string {
 	if w.err != nil {
-		return fit([]span{{"no answer: " + w.err.Error() + "; still trying", colorBad}}, v.width, v.paint)
+		return fit([]Span{{"no answer: " + w.err.Error() + "; still trying", Bad}}, v.width, v.paint)
 	}
-	return fit([]span{{"q leaves", colorDim}, {"  " + v.now.Format(time.TimeOnly), colorDim}}, v.width, v.paint)
+	return fit([]Span{{"q leaves", Dim}, {"  " + v.now.Format(time.TimeOnly), Dim}}, v.width, v.paint)
 }

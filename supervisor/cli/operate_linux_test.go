@@ -28,7 +28,7 @@ type deployment struct {
 
 // Programs that a deploy may bring. %s is the test binary.
 const (
-	goodProgram   = "#!/bin/sh\nexec %s " + demoWorkerName + "\n"
+	goodProgram   = "#!/bin/sh\nexec %s demo-worker\n"
 	crashProgram  = "#!/bin/sh\nexit 3\n"
 	hangProgram   = "#!/bin/sh\nexec sleep 1000\n"
 	noInterpreter = "#!/no/such/interpreter\n"
@@ -116,7 +116,7 @@ func (d *deployment) get(t *testing.T, path string) string {
 	}
 	defer resp.Body.Close()
 	_, _ = io.Copy(io.Discard, resp.Body)
-	return resp.Header.Get(demoPIDHeader)
+	return resp.Header.Get("Moult-Pid")
 }
 
 // script runs what a deploy script would.
@@ -144,7 +144,7 @@ func (d *deployment) begin(t *testing.T, text string) <-chan string {
 // deployGated brings a good program that does not become ready before open.
 func (d *deployment) deployGated(t *testing.T) {
 	t.Helper()
-	d.deploy(t, "#!/bin/sh\nuntil [ -e "+d.gate()+" ]; do sleep 0.02; done\nexec %s "+demoWorkerName+"\n", 0o755)
+	d.deploy(t, "#!/bin/sh\nuntil [ -e "+d.gate()+" ]; do sleep 0.02; done\nexec %s demo-worker\n", 0o755)
 }
 
 func (d *deployment) gate() string { return filepath.Join(d.dir, "open") }

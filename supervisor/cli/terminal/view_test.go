@@ -1,4 +1,4 @@
-package cli
+package terminal
 
 import (
 	"bytes"
@@ -107,52 +107,8 @@ func TestColoursDoNotMoveColumns(t *testing.T) {
 	}
 }
 
-func TestProgressOfAnUpgrade(t *testing.T) {
-	now := time.Now()
-	status := busyStatus(now)
-	status.Workers[1].Says = "warming up"
-	upgrade := api.Operation{Kind: api.OpUpgrade}
-	starting := api.Event{Event: api.EventStarting, From: 3, To: 4, PIDs: []int{17592}}
-	for _, test := range []struct {
-		seen []api.Event
-		want string
-	}{
-		{nil, "upgrade  asked"},
-		{[]api.Event{starting}, "upgrade 3 → 4  starting 2.5s · says: warming up"},
-		{[]api.Event{starting, readyEvent}, "upgrade 3 → 4  ready 312ms ✓"},
-		{[]api.Event{starting, readyEvent, drainingEvent}, "upgrade 3 → 4  ready 312ms ✓  draining 2.5s · 161 connections, 9s left"},
-		{[]api.Event{starting, readyEvent, drainingEvent, doneEvent}, "upgrade 3 → 4  ready 312ms ✓  done 5.1s ✓"},
-		{[]api.Event{starting, failedEvent}, "upgrade 3 → 4  failed after 2.5s"},
-	} {
-		got := fit(operationLine(upgrade, test.seen, &status, 2500*time.Millisecond, now), 79, plainPaint)
-		if got != test.want {
-			t.Errorf("got  %q\nwant %q", got, test.want)
-		}
-	}
-	status.State = api.Upgrading
-	if got := fit(operationLine(upgrade, nil, &status, 0, now), 79, plainPaint); !strings.Contains(got, "under way") {
-		t.Errorf("during another upgrade: %q", got)
-	}
-}
-
-func TestProgressOfOtherOperations(t *testing.T) {
-	now := time.Now()
-	stop, scale := api.Operation{Kind: api.OpStop}, api.Operation{Kind: api.OpScale, Workers: 1}
-	stopping := []api.Event{{Event: api.EventDraining, From: 3}}
-	status := busyStatus(now)
-	for got, want := range map[string]string{
-		fit(operationLine(stop, stopping, &status, time.Second, now), 79, plainPaint):                         "stop  draining 1s · 161 connections, 9s left",
-		fit(operationLine(stop, append(stopping, doneEvent), nil, time.Second, now), 79, plainPaint):          "stop  stopped ✓",
-		fit(operationLine(scale, []api.Event{{Event: api.EventDone}}, nil, time.Second, now), 79, plainPaint): "scale  1 worker per generation ✓",
-	} {
-		if got != want {
-			t.Errorf("got %q, want %q", got, want)
-		}
-	}
-}
-
 func TestFitCutsToTheWidth(t *testing.T) {
-	spans := []span{{"one ", ""}, {"two ", colorGood}, {"three", ""}}
+	spans := []Span{{"one ", ""}, {"two ", Good}, {"three", ""}}
 	for width, want := range map[int]string{13: "one <two >three", 12: "one <two >thr…", 8: "one <two >", 6: "one <t…>", 0: ""} {
 		if got := fit(spans, width, colorPaint); got != want {
 			t.Errorf("width %d: %q, want %q", width, got, want)
@@ -160,21 +116,18 @@ func TestFitCutsToTheWidth(t *testing.T) {
 	}
 }
 
-func TestShortDurations(t *testing.T) {
-	for d, want := range map[time.Duration]string{
-		0: "0ms", 999 * time.Millisecond: "999ms", 1500 * time.Millisecond: "1.5s", 3 * time.Second: "3s", 59 * time.Second: "59s",
-		61 * time.Second: "1m01s", 3 * time.Hour: "3h00m", 49 * time.Hour: "2d01h",
+func TestNumbersForPeople(t *testing.T) {
+	for got, want := range map[string]string{
+		Duration(0): "0ms", Duration(999 * time.Millisecond): "999ms", Duration(1500 * time.Millisecond): "1.5s",
+		Duration(3 * time.Second): "3s", Duration(59 * time.Second): "59s", Duration(61 * time.Second): "1m01s",
+		Duration(3 * time.Hour): "3h00m", Duration(49 * time.Hour): "2d01h",
+		bytesText(0): "0B", bytesText(999): "999B", bytesText(1000): "1.0K", bytesText(20 << 10): "20K", bytesText(999 << 10): "999K",
+		bytesText(1000 << 10): "1.0M", bytesText(13 << 20): "13M", bytesText(3 << 30): "3.0G",
+		Thousands(0): "0", Thousands(999): "999", Thousands(1000): "1,000", Thousands(1234567): "1,234,567",
+		Plural(1, "ox"): "1 ox", Plural(0, "ax"): "0 axs", Plural(1234, "ax"): "1,234 axs",
 	} {
-		if got := shortDuration(d); got != want {
-			t.Errorf("%s: %q, want %q", d, got, want)
-		}
-	}
-}
-
-func TestSizes(t *testing.T) {
-	for n, want := range map[uint64]string{0: "0B", 999: "999B", 1000: "1.0K", 20 << 10: "20K", 999 << 10: "999K", 1000 << 10: "1.0M", 13 << 20: "13M", 3 << 30: "3.0G"} {
-		if got := bytesText(n); got != want {
-			t.Errorf("%d: %q, want %q", n, got, want)
+		if got != want {
+			t.Errorf("got %q, want %q", got, want)
 		}
 	}
 }
@@ -226,15 +179,15 @@ func TestBlocksShowAnEighth(t *testing.T) {
 	}
 }
 
-func newWatcher(height int) (*watcher, *bytes.Buffer) {
+func newWatcher() (*watcher, *bytes.Buffer) {
 	out := &bytes.Buffer{}
-	return &watcher{out: &screen{out: out}, height: func() int { return height }}, out
+	return &watcher{screen: &Screen{out: out}}, out
 }
 
 func TestWatchFillsTheScreenExactly(t *testing.T) {
 	now := time.Now()
 	for _, height := range []int{5, 12, 24, 50} {
-		w, _ := newWatcher(height)
+		w, _ := newWatcher()
 		w.take(busyStatus(now), nil)
 		frame := w.frame(now, height)
 		if len(frame) != height || !strings.HasPrefix(frame[height-1], "q leaves") {
@@ -247,7 +200,7 @@ func TestWatchFillsTheScreenExactly(t *testing.T) {
 }
 
 func TestWatchOutlivesTheMaster(t *testing.T) {
-	w, out := newWatcher(24)
+	w, out := newWatcher()
 	answers := make(chan error)
 	keys := make(chan byte)
 	ended := make(chan struct{})
@@ -271,18 +224,52 @@ func TestWatchOutlivesTheMaster(t *testing.T) {
 }
 
 func TestWatchEndsWithItsContext(t *testing.T) {
-	w, _ := newWatcher(24)
+	w, _ := newWatcher()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	w.run(ctx, nil, nil, func() (api.Status, error) { return api.Status{}, ctx.Err() })
 }
 
 func TestWatchLooksOftenWhileConnectionsMove(t *testing.T) {
-	w, _ := newWatcher(24)
+	w, _ := newWatcher()
 	w.take(api.Status{Workers: []api.Worker{workerWith(1, "serving", 1)}}, nil)
 	calm := w.pace()
 	w.take(busyStatus(time.Now()), nil)
 	if busy := w.pace(); busy >= calm {
 		t.Errorf("busy %s, calm %s", busy, calm)
+	}
+}
+
+func TestScreenKeepsLinesApart(t *testing.T) {
+	var out bytes.Buffer
+	s := &Screen{out: &out, live: true}
+	drawn := make(chan struct{})
+	end := s.Follow(time.Hour, func() string {
+		defer close(drawn)
+		return "half"
+	})
+	<-drawn
+	for shown := ""; shown == ""; time.Sleep(time.Millisecond) {
+		s.mu.Lock()
+		shown = s.shown
+		s.mu.Unlock()
+	}
+	s.Println("a line")
+	_, _ = s.Beside(&out).Write([]byte("a log line\n"))
+	end()
+	end()
+	want := eraseLine + "half" + eraseLine + "a line\nhalf" + eraseLine + "a log line\nhalf" + eraseLine
+	if got := out.String(); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestNoStatusWithoutATerminal(t *testing.T) {
+	var out bytes.Buffer
+	s := NewScreen(&out)
+	s.Follow(time.Millisecond, func() string { t.Error("asked for the line"); return "" })()
+	s.Println(s.Paint(Bad, "a line"))
+	if out.String() != "a line\n" || s.Live() || s.Width() != 80 {
+		t.Errorf("%q, live %v, %d columns", out.String(), s.Live(), s.Width())
 	}
 }

@@ -1,4 +1,4 @@
-package cli
+package terminal
 
 import (
 	"fmt"
@@ -61,16 +61,16 @@ func (r *bar) add(w api.Worker) {
 func (b *bars) lines(v view) []string {
 	const words, number = 25, 9
 	room := max(v.width-words-number, 1)
-	lines := []string{v.paint(colorDim, "CONNECTIONS")}
+	lines := []string{v.paint(Dim, "CONNECTIONS")}
 	for _, r := range b.rows {
 		color := stateColors[r.state]
 		count := "?"
 		if r.connections >= 0 {
-			count = thousands(r.connections)
+			count = Thousands(r.connections)
 		}
-		lines = append(lines, fit([]span{
+		lines = append(lines, fit([]Span{
 			{fmt.Sprintf("generation %-4d ", r.generation), ""}, {fmt.Sprintf("%-9s", r.state), color},
-			{fmt.Sprintf("%-*s", room, blocks(float64(max(r.connections, 0))/b.full, room)), color}, {fmt.Sprintf("%*s", number, count), colorBold},
+			{fmt.Sprintf("%-*s", room, blocks(float64(max(r.connections, 0))/b.full, room)), color}, {fmt.Sprintf("%*s", number, count), Bold},
 		}, v.width, v.paint))
 	}
 	return lines
