@@ -115,11 +115,7 @@ func TestTimeoutEndsTheLookingOnly(t *testing.T) {
 	if !errors.Is(last, cause) {
 		t.Errorf("error is %v", last)
 	}
-	eventually(t, "the server lets the client go", func() bool {
-		s.clients.mu.Lock()
-		defer s.clients.mu.Unlock()
-		return len(s.clients.known) == 0
-	})
+	eventually(t, "the server lets the client go", func() bool { return len(s.waiting) == 0 })
 	m.events <- doneEvent // nobody minds
 }
 

@@ -3,8 +3,9 @@ package control
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"net/http"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -92,18 +93,9 @@ func (e *exposition) workers(workers []api.Worker) {
 		e.sample("workers", float64(states[state]), "state", state)
 	}
 	e.family("worker_connections", "gauge", "Established connections of workers and their descendants.")
-	for _, generation := range sortedKeys(connections) {
+	for _, generation := range slices.Sorted(maps.Keys(connections)) {
 		e.sample("worker_connections", float64(connections[generation]), "generation", strconv.Itoa(generation))
 	}
-}
-
-func sortedKeys(m map[int]int) []int {
-	var keys []int
-	for k := range m {
-		keys = append(keys, k)
-	}
-	sort.Ints(keys)
-	return keys
 }
 
 func (e *exposition) passed(m *Metrics) {

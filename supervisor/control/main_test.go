@@ -12,9 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/moult/moult/supervisor/control/api"
+	"github.com/moult/moult/supervisor/control/leak"
 )
 
 // roleVariable makes the test binary a client that reports what it hears.
@@ -28,7 +27,7 @@ func TestMain(m *testing.M) {
 		fmt.Print(connectAndAsk(path))
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	leak.Main(m)
 }
 
 // connectAndAsk is what the re-executed test does as another user.
@@ -52,7 +51,8 @@ type fakeMaster struct {
 	mu     sync.Mutex
 	status api.Status
 	err    error
-	events chan api.Event // of the next operation
+	events chan api.Event // of operations, shared by all that hear them
+	last   *api.Event     // if set, all that the next operations hear
 	begun  []api.Operation
 }
 
@@ -69,7 +69,20 @@ func (f *fakeMaster) Begin(_ context.Context, op api.Operation) (<-chan api.Even
 	if f.err != nil {
 		return nil, f.err
 	}
-	return f.events, nil
+	if f.last == nil {
+		return f.events, nil
+	}
+	events := make(chan api.Event, 1)
+	events <- *f.last
+	close(events)
+	return events, nil
+}
+
+// answer has operations from now on hear this event alone.
+func (f *fakeMaster) answer(e api.Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last = &e
 }
 
 func (f *fakeMaster) operations() []api.Operation {
@@ -143,12 +156,6 @@ func get(t *testing.T, url string) (code int, body string) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	text := make([]byte, 1<<16)
-	n := 0
-	for err == nil && n < len(text) {
-		var more int
-		more, err = resp.Body.Read(text[n:])
-		n += more
-	}
-	return resp.StatusCode, string(text[:n])
+	text, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(text)
 }

@@ -1,12 +1,11 @@
 package control
 
 import (
-	"bytes"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 )
 
 func observed() *Metrics {
@@ -47,13 +46,39 @@ func metricsText(t *testing.T) string {
 	return string(text)
 }
 
-func TestMetricsPassTheLinter(t *testing.T) {
-	problems, err := promlint.New(bytes.NewReader([]byte(metricsText(t)))).Lint()
-	if err != nil {
-		t.Fatal(err)
+var (
+	familyLine = regexp.MustCompile(`^# HELP (moult_[a-z_]+) [A-Z].*\.\n# TYPE (moult_[a-z_]+) (counter|gauge|histogram)$`)
+	sampleLine = regexp.MustCompile(`^(moult_[a-z_]+)(?:\{[a-z]+="(?:[^"\\]|\\["\\n])*"\})? (-?[0-9.e+]+|\+Inf)$`)
+)
+
+// Each family is described once, before its samples, by the rules that
+// promlint has: counters are totals, units are base units.
+func TestMetricsHaveTheFormat(t *testing.T) {
+	seen := map[string]bool{}
+	name, kind := "", ""
+	for text := metricsText(t); text != ""; {
+		line, rest, _ := strings.Cut(text, "\n")
+		if strings.HasPrefix(line, "# HELP") {
+			var second string
+			second, rest, _ = strings.Cut(rest, "\n")
+			line += "\n" + second
+		}
+		text = rest
+		if family := familyLine.FindStringSubmatch(line); family != nil {
+			name, kind = family[1], family[3]
+			if family[2] != name || seen[name] || (kind == "counter") != strings.HasSuffix(name, "_total") || strings.Contains(name, "milli") {
+				t.Errorf("a family that should not be: %q", line)
+			}
+			seen[name] = true
+			continue
+		}
+		sample := sampleLine.FindStringSubmatch(line)
+		if sample == nil || sample[1] != name && (kind != "histogram" || !slices.Contains([]string{name + "_bucket", name + "_sum", name + "_count"}, sample[1])) {
+			t.Errorf("below %s %s there is %q", kind, name, line)
+		}
 	}
-	for _, p := range problems {
-		t.Errorf("%s: %s", p.Metric, p.Text)
+	if len(seen) < 10 {
+		t.Errorf("only %v", seen)
 	}
 }
 

@@ -12,16 +12,23 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/net/netutil"
+
 	"github.com/moult/moult/supervisor/control/api"
 )
 
-// What a client may take up. A request is a line and a few headers; an answer
+// What clients may take up. A request is a line and a few headers; an answer
 // fits into the socket's buffer unless nobody reads it.
+//
+// Who is one too many waits in the kernel's queue, where it costs nothing. Who
+// says nothing is sent away soon, so that the queue moves; who waits for an
+// upgrade may do so for hours, and therefore leaves most places to others.
 const (
-	maxClients  = 16
+	maxClients  = 128
+	maxWaiting  = 32 // for operations; a stop is not among them
 	maxHeader   = 4 << 10
 	maxBody     = 4 << 10
-	requestTime = 5 * time.Second  // for a header, for a body, and between requests
+	requestTime = 2 * time.Second  // for a header, for a body, and between requests
 	answerTime  = 10 * time.Second // for each piece that is written
 	lastWords   = 500 * time.Millisecond
 )
@@ -30,7 +37,7 @@ const (
 // it does nothing at all.
 type Server struct {
 	http    *http.Server
-	clients *clients
+	waiting chan struct{} // has an entry for each client that waits for an operation
 	closing chan struct{} // closed when streams have to come to an end
 	once    sync.Once
 	served  sync.WaitGroup
@@ -50,20 +57,18 @@ func Serve(ln net.Listener, m Master, metrics *Metrics) *Server {
 }
 
 func newServer() *Server {
-	return &Server{clients: newClients(maxClients), closing: make(chan struct{})}
+	return &Server{waiting: make(chan struct{}, maxWaiting), closing: make(chan struct{})}
 }
 
 func (s *Server) serve(ln net.Listener, handler http.Handler) {
 	s.http = &http.Server{
-		Handler:           s.bounded(handler),
+		Handler:           bounded(handler),
 		ReadHeaderTimeout: requestTime,
 		IdleTimeout:       requestTime,
 		MaxHeaderBytes:    maxHeader,
-		ConnContext:       s.clients.welcome,
-		ConnState:         s.clients.changed,
 		ErrorLog:          log.New(io.Discard, "", 0),
 	}
-	s.served.Go(func() { _ = s.http.Serve(ln) })
+	s.served.Go(func() { _ = s.http.Serve(netutil.LimitListener(ln, maxClients)) })
 }
 
 // Close stops to listen, removes a unix socket's name, lets the streams tell
@@ -80,7 +85,7 @@ func (s *Server) Close() {
 
 // bounded reads a request to its end before anything is done for it, within
 // limits, and puts a limit to each write.
-func (s *Server) bounded(next http.Handler) http.Handler {
+func bounded(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		conn := http.NewResponseController(w)
 		_ = conn.SetReadDeadline(time.Now().Add(requestTime))
@@ -91,7 +96,6 @@ func (s *Server) bounded(next http.Handler) http.Handler {
 		}
 		// From here on only the client's leaving is heard, whenever.
 		_ = conn.SetReadDeadline(time.Time{})
-		defer s.clients.serving(r.Context())()
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		next.ServeHTTP(&patient{w, conn}, r)
 	})
@@ -140,6 +144,15 @@ func (s *Server) operation(m Master, kind string) http.HandlerFunc {
 		if err != nil {
 			refuse(w, http.StatusBadRequest, err.Error())
 			return
+		}
+		if kind != api.OpStop {
+			select {
+			case s.waiting <- struct{}{}:
+				defer func() { <-s.waiting }()
+			default:
+				refuse(w, http.StatusServiceUnavailable, "too many clients wait for an operation already")
+				return
+			}
 		}
 		events, err := m.Begin(r.Context(), op)
 		var refused *api.Refused

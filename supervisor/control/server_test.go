@@ -3,6 +3,7 @@ package control
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -15,23 +16,20 @@ import (
 	"time"
 
 	"github.com/moult/moult/supervisor/control/api"
+	"github.com/moult/moult/supervisor/control/leak"
 )
 
 var doneEvent = api.Event{Event: api.EventDone, To: 4}
 
+// some is more memory than noise, and less than what clients could take up.
+const some = 2 << 20
+
 // upgradeWorks asks for an upgrade as a deploy script would.
 func upgradeWorks(t *testing.T, m *fakeMaster, path string) {
 	t.Helper()
-	m.events <- doneEvent
-	last := ""
-	for e, err := range dial(t, path).Do(t.Context(), api.Operation{Kind: api.OpUpgrade}) {
-		if err != nil {
-			t.Fatalf("upgrade: %v", err)
-		}
-		last = e.Event
-	}
-	if last != api.EventDone {
-		t.Errorf("the last event was %q", last)
+	m.answer(doneEvent)
+	if last, err := ending(t.Context(), dial(t, path), api.Operation{Kind: api.OpUpgrade}); last.Event != api.EventDone || err != nil {
+		t.Errorf("upgrade: %+v, %v", last, err)
 	}
 }
 
@@ -44,48 +42,72 @@ func heap() uint64 {
 	return m.HeapInuse + m.StackInuse
 }
 
-// crowd has many clients send the same words and wait, does what is to be done
-// meanwhile, and sends them home.
-func crowd(t *testing.T, path, words string, meanwhile func()) {
-	t.Helper()
+const upgradeRequest = "POST /v1/upgrade HTTP/1.1\r\nHost: moult\r\nContent-Length: 0\r\n\r\n"
+
+// Clients that say nothing, or half of a request, cost little while they are
+// there, keep nobody out for long, and cost nothing once they are gone.
+func TestSilentClientsKeepNobodyOut(t *testing.T) {
+	m := newFakeMaster()
+	path, _ := serveFake(t, m)
+	upgradeWorks(t, m, path)
+	before, goroutines := heap(), runtime.NumGoroutine()
 	var conns []net.Conn
-	for range 1000 {
-		conn, err := net.Dial("unix", path)
-		if err != nil {
-			t.Fatal(err)
+	for _, words := range []string{"", "POST /v1/upgrade HTT", "POST /v1/upgrade HTTP/1.1\r\nHost: moult\r\nX: ", "POST /v1/upgrade HTTP/1.1\r\nHost: moult\r\nContent-Length: 100\r\n\r\n{"} {
+		for range maxClients / 2 {
+			conns = append(conns, rawClient(t, path, words))
 		}
-		_, _ = io.WriteString(conn, words) // it may have been sent away by then
-		conns = append(conns, conn)
 	}
-	meanwhile()
+	const perClient = 32 << 10
+	if during := heap(); during > before+some+maxClients*perClient {
+		t.Errorf("memory grew from %d to %d bytes", before, during)
+	}
+	if n := runtime.NumGoroutine(); n > goroutines+maxClients {
+		t.Errorf("%d goroutines for %d clients", n-goroutines, len(conns))
+	}
+	began := time.Now()
+	upgradeWorks(t, m, path)
+	if took, limit := time.Since(began), time.Duration(len(conns)/maxClients+2)*requestTime; took > limit {
+		t.Errorf("the upgrade behind %d silent clients took %s", len(conns), took)
+	}
 	for _, conn := range conns {
 		conn.Close()
 	}
-}
-
-func TestIdleClientsCostNothing(t *testing.T) {
-	m := newFakeMaster()
-	path, s := serveFake(t, m)
-	kinds := []string{"", "POST /v1/upgrade HTT", "POST /v1/upgrade HTTP/1.1\r\nHost: moult\r\nX: ", "POST /v1/upgrade HTTP/1.1\r\nHost: moult\r\nContent-Length: 100\r\n\r\n{"}
-	crowd(t, path, kinds[0], func() {})
-	before := heap()
-	for _, words := range kinds {
-		crowd(t, path, words, func() {
-			upgradeWorks(t, m, path)
-			s.clients.mu.Lock()
-			defer s.clients.mu.Unlock()
-			if n := len(s.clients.known); n > maxClients {
-				t.Errorf("after %q: %d clients are kept", words, n)
-			}
-		})
-	}
-	const some = 2 << 20
+	upgradeWorks(t, m, path)
 	if after := heap(); after > before+some {
 		t.Errorf("memory grew from %d to %d bytes", before, after)
 	}
-	if n := len(m.operations()); n != len(kinds) {
-		t.Errorf("the master was asked %d times, want %d", n, len(kinds))
+	if n := len(m.operations()); n != 3 {
+		t.Errorf("the master was asked %d times", n)
 	}
+}
+
+// Those who wait for an upgrade that hangs leave room for those who want to see
+// why, and for the one who ends it.
+func TestHangingOperationsLeaveRoom(t *testing.T) {
+	m := newFakeMaster()
+	path, s := serveFake(t, m)
+	var waiting []net.Conn
+	for range maxWaiting {
+		waiting = append(waiting, rawClient(t, path, upgradeRequest))
+	}
+	eventually(t, "all are served", func() bool { return len(m.operations()) == maxWaiting })
+	c := dial(t, path)
+	if _, err := ending(t.Context(), c, api.Operation{Kind: api.OpScale, Workers: 2}); err == nil || !strings.Contains(err.Error(), "too many") {
+		t.Errorf("one too many: %v", err)
+	}
+	if _, err := c.Status(t.Context()); err != nil {
+		t.Errorf("status: %v", err)
+	}
+	var stopping []net.Conn
+	for range maxWaiting {
+		stopping = append(stopping, rawClient(t, path, strings.Replace(upgradeRequest, "upgrade", "stop", 1)))
+	}
+	eventually(t, "the stops reach the master", func() bool { return len(m.operations()) == 2*maxWaiting })
+	for _, conn := range append(waiting[:1], stopping...) {
+		conn.Close()
+	}
+	eventually(t, "a place is free", func() bool { return len(s.waiting) < maxWaiting })
+	upgradeWorks(t, m, path)
 }
 
 // endless is a body that never ends.
@@ -110,14 +132,13 @@ func TestLongBodiesAreCutOff(t *testing.T) {
 			t.Errorf("%s: the server took %d bytes", method, body.sent)
 		}
 	}
-	const some = 2 << 20
 	if after := heap(); after > before+some {
 		t.Errorf("memory grew from %d to %d bytes", before, after)
 	}
-	if n := len(m.operations()); n != 0 {
+	upgradeWorks(t, m, path)
+	if n := len(m.operations()); n != 1 {
 		t.Errorf("the master was asked %d times", n)
 	}
-	upgradeWorks(t, m, path)
 }
 
 func TestGarbageIsRefused(t *testing.T) {
@@ -138,76 +159,43 @@ func TestGarbageIsRefused(t *testing.T) {
 			t.Errorf("garbage was answered by %q", answer)
 		}
 	}
-	if n := len(m.operations()); n != 0 {
+	upgradeWorks(t, m, path)
+	if n := len(m.operations()); n != 1 {
 		t.Errorf("the master was asked %d times", n)
 	}
-	upgradeWorks(t, m, path)
 }
 
-func TestHeadersAreLimited(t *testing.T) {
-	path, _ := serveFake(t, newFakeMaster())
-	conn := rawClient(t, path, "GET /v1/status HTTP/1.1\r\nHost: moult\r\nX: "+strings.Repeat("x", 3*maxHeader)+"\r\n\r\n")
-	line, _ := bufio.NewReader(conn).ReadString('\n')
-	if !strings.Contains(line, "431") {
-		t.Errorf("a long header was answered by %q", line)
-	}
-}
-
-func TestWhoWaitsForAnAnswerIsNotSentAway(t *testing.T) {
-	m := newFakeMaster()
-	path, s := serveFake(t, m)
-	const request = "POST /v1/upgrade HTTP/1.1\r\nHost: moult\r\nContent-Length: 0\r\n\r\n"
-	var waiting []net.Conn
-	for range maxClients {
-		waiting = append(waiting, rawClient(t, path, request))
-	}
-	eventually(t, "all are served", func() bool { return len(m.operations()) == maxClients })
-	answer, _ := io.ReadAll(rawClient(t, path, ""))
-	if !bytes.HasPrefix(answer, []byte("HTTP/1.1 503")) || !bytes.HasSuffix(answer, []byte("\"}\r\n")) {
-		t.Errorf("one too many heard %q", answer)
-	}
-	waiting[0].Close()
-	eventually(t, "a place is free", func() bool {
-		s.clients.mu.Lock()
-		defer s.clients.mu.Unlock()
-		return len(s.clients.known) < maxClients
-	})
-	if _, err := dial(t, path).Status(t.Context()); err != nil {
-		t.Errorf("after one has left: %v", err)
-	}
-}
-
-func TestAnswersForEachRoute(t *testing.T) {
+func TestAnswers(t *testing.T) {
 	m := newFakeMaster()
 	close(m.events)
 	path, _ := serveFake(t, m)
-	for request, want := range map[string]int{
-		"GET /v1/status": 200, "GET /metrics": 200, "POST /v1/upgrade": 200, "POST /v1/stop": 200,
-		"GET /v1/upgrade": 405, "POST /v1/status": 405, "GET /": 404, "DELETE /v1/stop": 405,
+	for _, test := range []struct {
+		request, header, body string
+		want, asked           int
+	}{
+		{"GET /v1/status", "", "", 200, 0},
+		{"GET /metrics", "", "", 200, 0},
+		{"POST /v1/upgrade", "", "", 200, 1},
+		{"POST /v1/stop", "", `{"now":true}`, 200, 2},
+		{"POST /v1/stop", "", `{"noww":true}`, 400, 2},
+		{"GET /v1/upgrade", "", "", 405, 2},
+		{"POST /v1/status", "", "", 405, 2},
+		{"DELETE /v1/stop", "", "", 405, 2},
+		{"GET /", "", "", 404, 2},
+		{"GET /v1/status", "X: " + strings.Repeat("x", 3*maxHeader) + "\r\n", "", 431, 2},
 	} {
-		conn := rawClient(t, path, request+" HTTP/1.1\r\nHost: moult\r\nConnection: close\r\n\r\n")
+		conn := rawClient(t, path, fmt.Sprintf("%s HTTP/1.1\r\nHost: moult\r\nConnection: close\r\n%sContent-Length: %d\r\n\r\n%s", test.request, test.header, len(test.body), test.body))
 		line, _ := bufio.NewReader(conn).ReadString('\n')
-		if !strings.HasPrefix(line, fmt.Sprintf("HTTP/1.1 %d", want)) {
-			t.Errorf("%s: %q, want %d", request, line, want)
+		if !strings.HasPrefix(line, fmt.Sprintf("HTTP/1.1 %d", test.want)) || len(m.operations()) != test.asked {
+			t.Errorf("%s %s: %q, want %d; the master was asked %d times", test.request, test.body, line, test.want, len(m.operations()))
 		}
-	}
-}
-
-func TestUnknownWordsInARequestAreRefused(t *testing.T) {
-	m := newFakeMaster()
-	path, _ := serveFake(t, m)
-	const body = `{"noww":true}`
-	conn := rawClient(t, path, fmt.Sprintf("POST /v1/stop HTTP/1.1\r\nHost: moult\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
-	line, _ := bufio.NewReader(conn).ReadString('\n')
-	if !strings.Contains(line, "400") || len(m.operations()) != 0 {
-		t.Errorf("answered by %q, master asked %d times", line, len(m.operations()))
 	}
 }
 
 func TestCloseTellsWhatIsKnownAndEndsQuickly(t *testing.T) {
 	m := newFakeMaster()
 	path, s := serveFake(t, m)
-	conn := rawClient(t, path, "POST /v1/stop HTTP/1.1\r\nHost: moult\r\nContent-Length: 0\r\n\r\n")
+	conn := rawClient(t, path, strings.Replace(upgradeRequest, "upgrade", "stop", 1))
 	eventually(t, "the stop has begun", func() bool { return len(m.operations()) == 1 })
 	rawClient(t, path, "GET /v1/sta")
 	m.events <- api.Event{Event: api.EventDraining}
@@ -221,25 +209,20 @@ func TestCloseTellsWhatIsKnownAndEndsQuickly(t *testing.T) {
 	if err != nil || !bytes.Contains(answer, []byte(`"done"`)) {
 		t.Errorf("the stream ended with %q, %v", answer, err)
 	}
-	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket is still there: %v", err)
 	}
 }
 
 func TestNobodyTalkingWakesNothing(t *testing.T) {
 	m := newFakeMaster()
-	path, s := serveFake(t, m)
-	upgradeWorks(t, m, path)
-	eventually(t, "the client is forgotten", func() bool {
-		s.clients.mu.Lock()
-		defer s.clients.mu.Unlock()
-		return len(s.clients.known) == 0
-	})
-	stacks := make([]byte, 1<<20)
-	text := string(stacks[:runtime.Stack(stacks, true)])
-	for _, one := range strings.Split(text, "\n\n") {
-		if strings.Contains(one, "control.") && !strings.Contains(one, "testing.") && !strings.Contains(one, "Accept") {
-			t.Errorf("a goroutine is left beside the one that accepts:\n%s", one)
-		}
+	known := leak.Left(nil)
+	path, _ := serveFake(t, m)
+	m.answer(doneEvent)
+	c := dial(t, path)
+	_, _ = ending(t.Context(), c, api.Operation{Kind: api.OpUpgrade})
+	c.Close()
+	if left := leak.Left(known); len(left) != 1 || !strings.Contains(left[0], "Accept") {
+		t.Errorf("beside the goroutine that accepts there is:\n%s", strings.Join(left, "\n\n"))
 	}
 }

@@ -16,10 +16,10 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/moult/moult/supervisor/control/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 const right = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nMoult-Generation: 7\r\n\r\nok"
 
