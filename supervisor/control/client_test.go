@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -57,46 +58,45 @@ func ending(ctx context.Context, c *Client, op api.Operation) (last api.Event, e
 }
 
 func TestFailuresHaveTheirKind(t *testing.T) {
-	upgrade := api.Operation{Kind: api.OpUpgrade}
-	t.Run("refused", func(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		refused error
+		events  []api.Event
+		is      func(error) bool
+		text    string
+	}{
+		{"refused", &api.Refused{Reason: "rewritten in place"}, nil, is[*api.Refused], "rewritten in place"},
+		{"failed", nil, []api.Event{{Event: api.EventFailed, Reason: "exit status 3"}}, is[*Failed], "exit status 3"},
+		{"lost", nil, []api.Event{{Event: api.EventStarting}}, func(err error) bool { return errors.Is(err, ErrLost) }, ErrLost.Error()},
+		{"ended", errors.New("the master has ended"), nil, func(err error) bool { return !is[*api.Refused](err) }, "the master has ended"},
+	} {
 		m := newFakeMaster()
-		m.err = &api.Refused{Reason: "rewritten in place"}
-		path, _ := serveFake(t, m)
-		_, err := ending(t.Context(), dial(t, path), upgrade)
-		var refused *api.Refused
-		if !errors.As(err, &refused) || refused.Reason != "rewritten in place" {
-			t.Errorf("error is %v", err)
+		m.err = test.refused
+		for _, e := range test.events {
+			m.events <- e
 		}
-	})
-	t.Run("failed", func(t *testing.T) {
-		m := newFakeMaster()
-		m.events <- api.Event{Event: api.EventFailed, Reason: "exit status 3"}
-		path, _ := serveFake(t, m)
-		last, err := ending(t.Context(), dial(t, path), upgrade)
-		var failed *Failed
-		if !errors.As(err, &failed) || err.Error() != "exit status 3" || last.Event != api.EventFailed {
-			t.Errorf("last event %v, error %v", last, err)
-		}
-	})
-	t.Run("lost", func(t *testing.T) {
-		m := newFakeMaster()
-		m.events <- api.Event{Event: api.EventStarting}
 		close(m.events)
 		path, _ := serveFake(t, m)
-		if _, err := ending(t.Context(), dial(t, path), upgrade); !errors.Is(err, ErrLost) {
-			t.Errorf("error is %v", err)
+		if _, err := ending(t.Context(), dial(t, path), api.Operation{Kind: api.OpUpgrade}); err == nil || !test.is(err) || !strings.HasSuffix(err.Error(), test.text) {
+			t.Errorf("%s: error is %v", test.name, err)
 		}
-	})
-	t.Run("nobody", func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "c.sock")
-		if _, err := Dial(path); !errors.Is(err, ErrNoMaster) {
-			t.Errorf("no socket: %v", err)
-		}
-		leaveStale(t, path)
-		if _, err := Dial(path); !errors.Is(err, ErrNoMaster) {
-			t.Errorf("a stale socket: %v", err)
-		}
-	})
+	}
+}
+
+func is[E error](err error) bool {
+	var want E
+	return errors.As(err, &want)
+}
+
+func TestNobodyIsThere(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "c.sock")
+	if _, err := Dial(path); !errors.Is(err, ErrNoMaster) {
+		t.Errorf("no socket: %v", err)
+	}
+	leaveStale(t, path)
+	if _, err := Dial(path); !errors.Is(err, ErrNoMaster) {
+		t.Errorf("a stale socket: %v", err)
+	}
 }
 
 func TestTimeoutEndsTheLookingOnly(t *testing.T) {
@@ -158,11 +158,7 @@ func TestFindListsTheLiveOnes(t *testing.T) {
 	dir := inOwnDirectory(t)
 	elsewhere, _ := Find() // masters of this machine, if any, where they can be seen
 	for _, name := range []string{"b", "a"} {
-		l, err := ListenDefault(name, true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
+		listenByName(t, name, true)
 	}
 	leaveStale(t, filepath.Join(dir, "dead.sock"))
 	found, err := Find()
@@ -183,17 +179,8 @@ func TestFindListsTheLiveOnes(t *testing.T) {
 
 func TestDialByName(t *testing.T) {
 	inOwnDirectory(t)
-	l, err := ListenDefault("some-name", true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := Dial("some-name")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if c.Path() != l.Path() {
+	l := listenByName(t, "some-name", true)
+	if c := dial(t, "some-name"); c.Path() != l.Path() {
 		t.Errorf("found %s", c.Path())
 	}
 	if _, err := Dial("no-such-master-here"); !errors.Is(err, ErrNoMaster) {

@@ -17,13 +17,40 @@ func inOwnDirectory(t *testing.T) (dir string) {
 	return filepath.Join(runtime, "moult")
 }
 
-func mode(t *testing.T, path string) os.FileMode {
+// opened is a listener that is closed with the test.
+func opened(t *testing.T, l *Listener, err error) *Listener {
 	t.Helper()
-	info, err := os.Lstat(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return info.Mode().Perm()
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func listenAt(t *testing.T, path string) *Listener {
+	t.Helper()
+	l, err := Listen(path)
+	return opened(t, l, err)
+}
+
+func listenByName(t *testing.T, name string, chosen bool) *Listener {
+	t.Helper()
+	l, err := ListenDefault(name, chosen)
+	return opened(t, l, err)
+}
+
+func hasMode(t *testing.T, path string, want os.FileMode) {
+	t.Helper()
+	if info, err := os.Lstat(path); err != nil || info.Mode().Perm() != want {
+		t.Errorf("%s: %v, %v, want mode %o", path, info.Mode(), err, want)
+	}
+}
+
+func isLive(t *testing.T, path string) {
+	t.Helper()
+	if live, pid, err := probe(path); !live || pid != os.Getpid() || err != nil {
+		t.Errorf("%s: live %v, pid %d, %v", path, live, pid, err)
+	}
 }
 
 // leaveStale leaves a socket behind as a killed master does.
@@ -42,20 +69,11 @@ func TestDefaultSocketIsPrivate(t *testing.T) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	l, err := ListenDefault("web", false)
-	if err != nil {
-		t.Fatal(err)
+	if path, want := listenByName(t, "web", false).Path(), filepath.Join(dir, "web.sock"); path != want {
+		t.Errorf("socket at %s, want %s", path, want)
 	}
-	defer l.Close()
-	if l.Path() != filepath.Join(dir, "web.sock") {
-		t.Errorf("socket at %s", l.Path())
-	}
-	if m := mode(t, dir); m != 0o700 {
-		t.Errorf("directory has mode %o", m)
-	}
-	if m := mode(t, l.Path()); m != 0o600 {
-		t.Errorf("socket has mode %o", m)
-	}
+	hasMode(t, dir, 0o700)
+	hasMode(t, filepath.Join(dir, "web.sock"), 0o600)
 }
 
 func TestStaleSocketIsReplacedAndOwnOneRemoved(t *testing.T) {
@@ -63,52 +81,41 @@ func TestStaleSocketIsReplacedAndOwnOneRemoved(t *testing.T) {
 	if err := makeParent(path); err != nil {
 		t.Fatal(err)
 	}
+	hasMode(t, filepath.Dir(path), 0o700)
 	leaveStale(t, path)
-	l, err := Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if live, pid, err := probe(path); !live || pid != os.Getpid() || err != nil {
-		t.Errorf("probe: live %v, pid %d, %v", live, pid, err)
-	}
+	l := listenAt(t, path)
+	isLive(t, path)
 	l.Close()
 	if _, err := os.Lstat(path); !os.IsNotExist(err) {
 		t.Errorf("socket is still there: %v", err)
 	}
-	if m := mode(t, filepath.Dir(path)); m != 0o700 {
-		t.Errorf("directory was made with mode %o", m)
-	}
 }
 
-func TestLiveSocketIsRefusedWithItsPID(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "c.sock")
-	first, err := Listen(path)
-	if err != nil {
+func TestWhatIsThereIsLeftAlone(t *testing.T) {
+	dir := t.TempDir()
+	live, file := filepath.Join(dir, "c.sock"), filepath.Join(dir, "notes.txt")
+	listenAt(t, live)
+	if err := os.WriteFile(file, []byte("dear"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	defer first.Close()
-	_, err = Listen(path)
-	var used *InUse
-	if !errors.As(err, &used) || used.PID != os.Getpid() || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) {
-		t.Fatalf("second listener: %v", err)
+	for path, says := range map[string]string{
+		live: strconv.Itoa(os.Getpid()), file: "no socket", filepath.Join(dir, strings.Repeat("x", 100)): "at most",
+	} {
+		var used *InUse
+		if _, err := Listen(path); err == nil || !strings.Contains(err.Error(), says) || errors.As(err, &used) != (path == live) {
+			t.Errorf("%s: %v", path, err)
+		}
 	}
-	if live, _, _ := probe(path); !live {
-		t.Error("the first one lost its socket")
+	isLive(t, live)
+	if text, _ := os.ReadFile(file); string(text) != "dear" {
+		t.Error("the file was touched")
 	}
 }
 
 func TestDefaultNameMakesRoomAndChosenNameDoesNot(t *testing.T) {
 	dir := inOwnDirectory(t)
-	first, err := ListenDefault("web", false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer first.Close()
-	second, err := ListenDefault("web", false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer second.Close()
+	listenByName(t, "web", false)
+	second := listenByName(t, "web", false)
 	if want := filepath.Join(dir, "web-"+strconv.Itoa(os.Getpid())+".sock"); second.Path() != want {
 		t.Errorf("second socket at %s, want %s", second.Path(), want)
 	}
@@ -118,44 +125,15 @@ func TestDefaultNameMakesRoomAndChosenNameDoesNot(t *testing.T) {
 	}
 }
 
-func TestListenLeavesAloneWhatIsNoSocket(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "notes.txt")
-	if err := os.WriteFile(path, []byte("dear"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Listen(path); err == nil || !strings.Contains(err.Error(), "no socket") {
-		t.Errorf("listen on a file: %v", err)
-	}
-	if text, _ := os.ReadFile(path); string(text) != "dear" {
-		t.Error("the file was touched")
-	}
-}
-
-func TestListenRefusesLongPathsWithTheReason(t *testing.T) {
-	path := filepath.Join(t.TempDir(), strings.Repeat("x", 100))
-	if _, err := Listen(path); err == nil || !strings.Contains(err.Error(), "at most") {
-		t.Errorf("a long path: %v", err)
-	}
-}
-
 func TestCloseLeavesTheSuccessorsSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "c.sock")
-	first, err := Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	first := listenAt(t, path)
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	second, err := Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer second.Close()
+	listenAt(t, path)
 	first.Close()
-	if live, _, _ := probe(path); !live {
-		t.Error("the first one's end took the second one's socket")
-	}
+	isLive(t, path)
 }
 
 func TestUnusableDefaultDirectoryIsAnErrorOfItsOwn(t *testing.T) {

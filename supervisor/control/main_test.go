@@ -107,10 +107,7 @@ func newFakeMaster() *fakeMaster {
 // serveFake serves a fake master on a socket of its own.
 func serveFake(t *testing.T, m Master) (path string, s *Server) {
 	t.Helper()
-	ln, err := Listen(filepath.Join(t.TempDir(), "c.sock"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := listenAt(t, filepath.Join(t.TempDir(), "c.sock"))
 	s = Serve(ln, m, NewMetrics())
 	t.Cleanup(s.Close)
 	return ln.Path(), s

@@ -31,10 +31,7 @@ func observed() *Metrics {
 
 func metricsText(t *testing.T) string {
 	t.Helper()
-	ln, err := Listen(t.TempDir() + "/c.sock")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := listenAt(t, t.TempDir()+"/c.sock")
 	s := Serve(ln, newFakeMaster(), observed())
 	defer s.Close()
 	c := dial(t, ln.Path())

@@ -48,10 +48,7 @@ func TestAnotherUserIsRefused(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to become somebody else")
 	}
-	ln, err := Listen(filepath.Join(publicDirectory(t), "c.sock"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := listenAt(t, filepath.Join(publicDirectory(t), "c.sock"))
 	m := newFakeMaster()
 	s := Serve(ln, m, NewMetrics())
 	defer s.Close()
@@ -78,10 +75,7 @@ func TestRootAsksAnotherUsersMaster(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	ln, err := Listen(filepath.Join(t.TempDir(), "c.sock"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := listenAt(t, filepath.Join(t.TempDir(), "c.sock"))
 	ln.uid = 1 // as if the master were daemon's
 	s := Serve(ln, newFakeMaster(), NewMetrics())
 	defer s.Close()
