@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -35,7 +36,7 @@ const (
 	wrongMachine  = "\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xf3\x00\x01\x00\x00\x00"
 )
 
-// deploy replaces the program as deploys do, by rename.
+// deploy replaces the program as deploys do, by rename; nothing removes it.
 func (d *deployment) deploy(t *testing.T, text string, mode os.FileMode) {
 	t.Helper()
 	self, err := os.Executable()
@@ -44,6 +45,12 @@ func (d *deployment) deploy(t *testing.T, text string, mode os.FileMode) {
 	}
 	if strings.Contains(text, "%s") {
 		text = fmt.Sprintf(text, self)
+	}
+	if text == "" {
+		if err := os.Remove(d.program); err != nil {
+			t.Fatal(err)
+		}
+		return
 	}
 	fresh := d.program + ".new"
 	if err := os.WriteFile(fresh, []byte(text), mode); err != nil {
@@ -170,6 +177,7 @@ func TestUpgradeInAShellScript(t *testing.T) {
 		{"not executable", goodProgram, 0o644, "permission denied"},
 		{"no interpreter", noInterpreter, 0o755, "no such file"},
 		{"wrong architecture", wrongMachine, 0o755, "exec format error"},
+		{"missing", "", 0, "no such file"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			d := startDeployment(t)
@@ -190,40 +198,33 @@ func TestUpgradeInAShellScript(t *testing.T) {
 	}
 }
 
-func TestUpgradeToAMissingFile(t *testing.T) {
-	d := startDeployment(t)
-	if err := os.Remove(d.program); err != nil {
-		t.Fatal(err)
+func TestNoClientCancelsAnUpgrade(t *testing.T) {
+	for name, leave := range map[string]func(*testing.T, *deployment){
+		"time-out": func(t *testing.T, d *deployment) {
+			if out := d.script(t, "moult upgrade --timeout 50ms && echo ok"); strings.Contains(out, "ok\n") || !strings.Contains(out, "it goes on") {
+				t.Errorf("the script said:\n%s", out)
+			}
+		},
+		"killed": func(t *testing.T, d *deployment) {
+			caller := newMoult(t, "upgrade", "--name", "web")
+			if err := caller.cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			d.await(t, isUpgrading)
+			if err := caller.cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			caller.wait(t)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := startDeployment(t, "--ready-timeout", "1m")
+			d.deployGated(t)
+			leave(t, d)
+			d.open(t)
+			d.await(t, func(s api.Status) bool { return s.Generation == 2 && s.Upgrades.Succeeded == 1 })
+		})
 	}
-	if out := d.script(t, "moult upgrade && echo ok"); strings.Contains(out, "ok\n") || !strings.Contains(out, "no such file") {
-		t.Errorf("the script said:\n%s", out)
-	}
-}
-
-func TestTimeoutDoesNotCancelAnUpgrade(t *testing.T) {
-	d := startDeployment(t, "--ready-timeout", "1m")
-	d.deployGated(t)
-	if out := d.script(t, "moult upgrade --timeout 50ms && echo ok"); strings.Contains(out, "ok\n") || !strings.Contains(out, "it goes on") {
-		t.Errorf("the script said:\n%s", out)
-	}
-	d.open(t)
-	d.await(t, func(s api.Status) bool { return s.Generation == 2 && s.Upgrades.Succeeded == 1 })
-}
-
-func TestKilledClientDoesNotCancelAnUpgrade(t *testing.T) {
-	d := startDeployment(t, "--ready-timeout", "1m")
-	d.deployGated(t)
-	caller := newMoult(t, "upgrade", "--name", "web")
-	if err := caller.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	d.await(t, isUpgrading)
-	if err := caller.cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	caller.wait(t)
-	d.open(t)
-	d.await(t, func(s api.Status) bool { return s.Generation == 2 && s.Upgrades.Succeeded == 1 })
 }
 
 // awaitCallers waits until so many connections to the control socket stand
@@ -336,13 +337,16 @@ func TestAWorkerFindsItsMaster(t *testing.T) {
 }
 
 func TestAdminOfARealMaster(t *testing.T) {
-	d := startDeployment(t, "--admin", "127.0.0.1:0")
-	// The port is chosen by the kernel: the log does not tell it, /proc does.
-	port := listeningPort(t, d.master.cmd.Process.Pid, d.url)
-	admin := deployment{url: "http://127.0.0.1:" + port}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := ln.Addr().String()
+	ln.Close()
+	startDeployment(t, "--admin", address)
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
 	for path, want := range map[string]string{"/livez": "ok", "/readyz": "serving", "/metrics": "moult_worker_ready_seconds_count 1\n", "/status": `"name":"web"`} {
-		resp, err := client.Get(admin.url + path)
+		resp, err := client.Get("http://" + address + path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -352,34 +356,4 @@ func TestAdminOfARealMaster(t *testing.T) {
 			t.Errorf("%s: %s\n%s", path, resp.Status, body)
 		}
 	}
-}
-
-// listeningPort is the TCP port of a process that is not the one of url.
-func listeningPort(t *testing.T, pid int, url string) string {
-	t.Helper()
-	held := map[string]bool{}
-	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
-	for _, link := range links {
-		if to, err := os.Readlink(link); err == nil {
-			held[strings.TrimSuffix(strings.TrimPrefix(to, "socket:["), "]")] = true
-		}
-	}
-	table, err := os.ReadFile("/proc/net/tcp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	const local, inode, enough = 1, 9, 10
-	for _, line := range strings.Split(string(table), "\n") {
-		fields := strings.Fields(line)
-		if len(fields) < enough || !held[fields[inode]] {
-			continue
-		}
-		_, hex, _ := strings.Cut(fields[local], ":")
-		var port int
-		if _, err := fmt.Sscanf(hex, "%X", &port); err == nil && !strings.HasSuffix(url, fmt.Sprintf(":%d", port)) {
-			return fmt.Sprint(port)
-		}
-	}
-	t.Fatal("no second port is open")
-	return ""
 }

@@ -44,18 +44,11 @@ func newClient(t *Traffic) *client {
 	if t.config.Network == "unix" {
 		host = "localhost"
 	}
-	method, body := http.MethodGet, t.config.Body
-	if body != nil {
-		method = http.MethodPost
-	}
-	header := fmt.Sprintf("%s %s HTTP/1.1\r\nHost: %s\r\n", method, t.config.Path, host)
-	if body != nil {
-		header += fmt.Sprintf("Content-Length: %d\r\n", len(body))
-	}
+	header := fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\n", t.config.Path, host)
 	if t.config.Mode == PerRequest {
 		header += "Connection: close\r\n"
 	}
-	c := &client{traffic: t, request: append([]byte(header+"\r\n"), body...)}
+	c := &client{traffic: t, request: []byte(header + "\r\n")}
 	c.in = bufio.NewReader(&c.source)
 	return c
 }

@@ -43,7 +43,6 @@ type Config struct {
 	Network string        // "tcp" (also when empty) or "unix"
 	Address string        // host:port, or the path of a unix socket
 	Path    string        // what is asked for, with the query; "/" when empty
-	Body    []byte        // sent by POST; GET when nil
 	Mode    Mode          // PerRequest when zero
 	Clients int           // how many at once; 1 when zero
 	Timeout time.Duration // for one request with its connection; 10 s when zero

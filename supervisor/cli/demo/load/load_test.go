@@ -249,8 +249,6 @@ func counting(t *testing.T, network, address string) (*httptest.Server, *atomic.
 	}
 	var opened atomic.Int64
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body)
-		w.Header().Set(GenerationHeader, fmt.Sprint(len(body)))
 		io.WriteString(w, r.URL.String())
 	}))
 	server.Listener.Close()
@@ -284,14 +282,6 @@ func TestModesOverEachNetwork(t *testing.T) {
 		if n := opened.Load(); report.Failures() != 0 || n < 1 || n > 3 {
 			t.Errorf("%s, keep-alive: %d connections, %v", network, opened.Load(), report)
 		}
-	}
-}
-
-func TestBodyIsPosted(t *testing.T) {
-	server, _ := counting(t, "tcp", "127.0.0.1:0")
-	report := sample(t, 10, Config{Address: server.Listener.Addr().String(), Body: make([]byte, 65536), Mode: KeepAlive})
-	if report.Failures() != 0 || report.Generations["65536"] != report.Requests() {
-		t.Errorf("got %v", report)
 	}
 }
 
@@ -408,19 +398,4 @@ func TestEveryDurationHasItsBucket(t *testing.T) {
 			t.Errorf("the middle of the bucket of %v lies in another", d)
 		}
 	}
-}
-
-func BenchmarkPerRequest(b *testing.B) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer listener.Close()
-	go http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") }))
-	traffic := Start(b.Context(), Config{Address: listener.Addr().String(), Clients: 16})
-	for range b.N {
-		time.Sleep(100 * time.Microsecond)
-	}
-	report := traffic.Stop()
-	b.ReportMetric(float64(report.Requests())/b.Elapsed().Seconds(), "requests/s")
 }
