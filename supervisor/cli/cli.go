@@ -50,11 +50,8 @@ func newApp(version string) *cli.App {
 		ExitErrHandler:            func(*cli.Context, error) {},
 		Action:                    func(c *cli.Context) error { return showHelp(c.App.Writer, c.App, c.Args().First()) },
 	}
-	app.Commands = []*cli.Command{
-		runCommand(), checkCommand(),
-		statusCommand(), upgradeCommand(), rollbackCommand(), stopCommand(), scaleCommand(),
-		demo.Command(), demo.WorkerCommand(),
-		completionCommand(), manCommand(),
+	app.Commands = slices.Concat([]*cli.Command{runCommand(), checkCommand(), statusCommand()}, operationCommands(), []*cli.Command{
+		demo.Command(), demo.WorkerCommand(), completionCommand(), manCommand(),
 		{Name: "version", Usage: "print the version", Action: func(c *cli.Context) error {
 			_, err := fmt.Fprintln(c.App.Writer, "moult", c.App.Version)
 			return err
@@ -62,7 +59,7 @@ func newApp(version string) *cli.App {
 		{Name: "help", Usage: "print this, or the help of one command or topic", ArgsUsage: "[COMMAND|TOPIC]", Action: func(c *cli.Context) error {
 			return showHelp(c.App.Writer, c.App, c.Args().First())
 		}},
-	}
+	})
 	for _, command := range app.Commands {
 		command.HideHelp = true
 		command.OnUsageError = func(_ *cli.Context, err error, _ bool) error {

@@ -18,65 +18,39 @@ import (
 	"github.com/moult/moult/supervisor/control/api"
 )
 
-const eventsText = "print the events, one object a line"
-
-func upgradeCommand() *cli.Command {
-	return &cli.Command{
-		Name: "upgrade", Usage: "start a new generation; returns when it serves, or has failed",
-		ArgsUsage: "[flags]",
-		Description: "The exit status tells scripts what came of it: 0 the new generation serves, 1 it\n" +
-			"does not, and the old one serves on. Neither a time-out nor the end of this\n" +
-			"command ends the upgrade. During another one, the next is waited for.",
-		Flags: clientFlags(jsonFlag(eventsText), timeoutFlag("the upgrade"), waitFlag()),
-		Action: func(c *cli.Context) error {
-			return operate(c, api.Operation{Kind: api.OpUpgrade})
+// operationCommands ask the master to do something, and tell how it goes on.
+func operationCommands() []*cli.Command {
+	commands := []*cli.Command{
+		{
+			Name: api.OpUpgrade, Usage: "start a new generation; returns when it serves, or has failed",
+			Description: "The exit status tells scripts what came of it: 0 the new generation serves, 1 it\n" +
+				"does not, and the old one serves on. Neither a time-out nor the end of this\n" +
+				"command ends the upgrade. During another one, the next is waited for.",
+			Flags: []cli.Flag{waitFlag()},
 		},
-	}
-}
-
-func rollbackCommand() *cli.Command {
-	return &cli.Command{
-		Name: "rollback", Usage: "go back to the program that served before",
-		ArgsUsage: "[flags]",
-		Description: "An upgrade to the program that ran before, even if its file has been replaced\n" +
-			"since. A file that was written over in place is gone, and of a script only the\n" +
-			"interpreter is kept: both are refused, and exit 1.",
-		Flags: clientFlags(jsonFlag(eventsText), timeoutFlag("the rollback"), waitFlag()),
-		Action: func(c *cli.Context) error {
-			return operate(c, api.Operation{Kind: api.OpRollback})
+		{
+			Name: api.OpRollback, Usage: "go back to the program that served before",
+			Description: "An upgrade to the program that ran before, even if its file has been replaced\n" +
+				"since. A file that was written over in place is gone, and of a script only the\n" +
+				"interpreter is kept: both are refused, and exit 1.",
+			Flags: []cli.Flag{waitFlag()},
 		},
+		{
+			Name: api.OpStop, Usage: "drain all, then end the master; returns when it is gone",
+			Flags: []cli.Flag{&cli.BoolFlag{Name: "now", Category: categoryOutput, Usage: "do not wait for requests: end everything at once"}},
+		},
+		{Name: api.OpScale, Usage: "run N workers per generation", ArgsUsage: " N"},
 	}
+	for _, c := range commands {
+		c.ArgsUsage = "[flags]" + c.ArgsUsage
+		c.Flags = clientFlags(slices.Concat([]cli.Flag{jsonFlag("print the events, one object a line"), timeoutFlag(operationNames[c.Name])}, c.Flags)...)
+		c.Action = operate
+	}
+	return commands
 }
 
 func waitFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "wait", Category: categoryOutput, Usage: "wait until the old generation is gone as well"}
-}
-
-func stopCommand() *cli.Command {
-	return &cli.Command{
-		Name: "stop", Usage: "drain all, then end the master; returns when it is gone",
-		ArgsUsage: "[flags]",
-		Flags: clientFlags(jsonFlag(eventsText), timeoutFlag("the stop"),
-			&cli.BoolFlag{Name: "now", Category: categoryOutput, Usage: "do not wait for requests: end everything at once"}),
-		Action: func(c *cli.Context) error {
-			return operate(c, api.Operation{Kind: api.OpStop, Now: c.Bool("now")})
-		},
-	}
-}
-
-func scaleCommand() *cli.Command {
-	return &cli.Command{
-		Name: "scale", Usage: "run N workers per generation",
-		ArgsUsage: "[flags] N",
-		Flags:     clientFlags(jsonFlag(eventsText), timeoutFlag("the change")),
-		Action: func(c *cli.Context) error {
-			n, err := strconv.Atoi(c.Args().First())
-			if err != nil || n < 1 || c.NArg() != 1 {
-				return usage("want one number of workers, at least 1: moult scale [flags] N")
-			}
-			return operate(c, api.Operation{Kind: api.OpScale, Workers: n})
-		},
-	}
 }
 
 // operationNames are what a sentence calls the operations.
@@ -84,11 +58,28 @@ var operationNames = map[string]string{
 	api.OpUpgrade: "the upgrade", api.OpRollback: "the rollback", api.OpStop: "the stop", api.OpScale: "the change of scale",
 }
 
+func readOperation(c *cli.Context) (api.Operation, error) {
+	op := api.Operation{Kind: c.Command.Name, Now: c.Bool("now")}
+	if op.Kind != api.OpScale {
+		if c.NArg() > 0 {
+			return op, usage("moult %s takes no argument %q; see moult help %s", op.Kind, c.Args().First(), op.Kind)
+		}
+		return op, nil
+	}
+	n, err := strconv.Atoi(c.Args().First())
+	if err != nil || n < 1 || c.NArg() != 1 {
+		return op, usage("want one number of workers, at least 1: moult scale [flags] N")
+	}
+	op.Workers = n
+	return op, nil
+}
+
 // operate asks the master for an operation and tells how it goes on until it
 // is over, or until there is nothing more to wait for.
-func operate(c *cli.Context, op api.Operation) error {
-	if op.Kind != api.OpScale && c.NArg() > 0 {
-		return usage("moult %s takes no argument %q; see moult help %s", op.Kind, c.Args().First(), op.Kind)
+func operate(c *cli.Context) error {
+	op, err := readOperation(c)
+	if err != nil {
+		return err
 	}
 	client, err := dialMaster(c)
 	if err != nil {

@@ -1,7 +1,5 @@
 // Package load stands where the load generator was, for imports that have not
-// moved yet.
-//
-// Deprecated: use supervisor/cli/demo/load.
+// moved yet to supervisor/cli/demo/load.
 package load
 
 import "github.com/moult/moult/supervisor/cli/demo/load"

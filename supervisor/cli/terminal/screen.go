@@ -60,7 +60,7 @@ func (s *Screen) NoStatus() { s.live = false }
 
 // Paint is a Painter: it sets text in a colour where that is welcome.
 func (s *Screen) Paint(color, text string) string {
-	if !s.color || color == "" {
+	if !s.color || color == "" || text == "" {
 		return text
 	}
 	return color + text + colorOff
