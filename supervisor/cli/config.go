@@ -2,7 +2,6 @@ package cli
 
 import (
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -193,18 +192,23 @@ func readRestart(c *cli.Context, cfg *supervisor.Config) error {
 	return nil
 }
 
-var (
-	validName = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
-	notInName = regexp.MustCompile(`[^A-Za-z0-9._-]`)
-)
+// notInName tells letters that a name may not have.
+func notInName(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("._-", r)
+}
 
 func readMaster(c *cli.Context, cfg *supervisor.Config) (err error) {
 	cfg.Name = c.String("name")
-	if cfg.Name == "" {
-		cfg.Name = notInName.ReplaceAllString(filepath.Base(cfg.Command[0]), "_")
-	}
-	if !validName.MatchString(cfg.Name) {
+	if strings.ContainsFunc(cfg.Name, notInName) {
 		return usage("cannot use --name %q: letters, digits, '.', '_' and '-' only", cfg.Name)
+	}
+	if cfg.Name == "" {
+		cfg.Name = strings.Map(func(r rune) rune {
+			if notInName(r) {
+				return '_'
+			}
+			return r
+		}, filepath.Base(cfg.Command[0]))
 	}
 	cfg.PIDFile, cfg.Version = c.String("pid-file"), c.App.Version
 	cfg.Log, err = terminal.NewLogger(c.App.ErrWriter, c.String("log-level"), c.String("log-format"), cfg.Name)

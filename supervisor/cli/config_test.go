@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/urfave/cli/v2"
+
 	"github.com/moult/moult/fdpass"
 )
 
@@ -72,6 +74,22 @@ func TestWrongFlagsAreUsage(t *testing.T) {
 		code, _, stderr := command(append([]string{"check"}, line...)...)
 		if want := map[bool]int{true: 0, false: exitUsage}[says == ""]; code != want || !strings.Contains(stderr, says) {
 			t.Errorf("moult check %s: exit code %d, %s", args, code, stderr)
+		}
+	}
+}
+
+func TestNameOfTheCommand(t *testing.T) {
+	for command, want := range map[string]string{"./server": "server", "/bin/my server!": "my_server_", "büro": "b_ro", "a.b-c_9": "a.b-c_9"} {
+		app := newApp("v1")
+		app.Command("run").Action = func(c *cli.Context) error {
+			cfg, err := readConfig(c)
+			if err != nil || cfg.Name != want {
+				t.Errorf("%s is named %q, %v, want %q", command, cfg.Name, err, want)
+			}
+			return nil
+		}
+		if err := app.Run([]string{"moult", "run", "--control", "off", "--", command}); err != nil {
+			t.Error(err)
 		}
 	}
 }
