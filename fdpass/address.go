@@ -19,9 +19,9 @@ import (
 // is the same number.
 const DefaultBacklog = 4096
 
-// maxUnixPath is what fits into a sockaddr_un with the closing NUL byte: 107
+// MaxUnixPath is what fits into a sockaddr_un with the closing NUL byte: 107
 // bytes on Linux, 103 on the BSDs.
-const maxUnixPath = len(syscall.RawSockaddrUnix{}.Path) - 1
+const MaxUnixPath = len(syscall.RawSockaddrUnix{}.Path) - 1
 
 // Address is one socket that the master is asked to open:
 // "web=tcp://:8080?backlog=512". It is a plain value: equal addresses compare
@@ -437,8 +437,8 @@ func (a *Address) parsePath(s string) error {
 }
 
 func (a *Address) setPath(s string) error {
-	if len(s) > maxUnixPath {
-		return fmt.Errorf("the path %q has %d bytes: the limit for unix sockets is %d", s, len(s), maxUnixPath)
+	if len(s) > MaxUnixPath {
+		return fmt.Errorf("the path %q has %d bytes: the limit for unix sockets is %d", s, len(s), MaxUnixPath)
 	}
 	a.Path, a.Spec = s, s
 	return nil

@@ -99,7 +99,7 @@ func TestParseAddress(t *testing.T) {
 }
 
 func TestParseAddressErrors(t *testing.T) {
-	long := "/" + strings.Repeat("x", maxUnixPath)
+	long := "/" + strings.Repeat("x", MaxUnixPath)
 	for _, tc := range []struct {
 		in   string
 		want []string // what the message has to name beside the address
@@ -190,7 +190,7 @@ func assertMentions(t *testing.T, err error, words ...string) {
 }
 
 func TestLongestUnixPathIsAccepted(t *testing.T) {
-	path := "/" + strings.Repeat("x", maxUnixPath-1)
+	path := "/" + strings.Repeat("x", MaxUnixPath-1)
 	if _, err := ParseAddress(path); err != nil {
 		t.Error(err)
 	}

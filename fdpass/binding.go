@@ -65,9 +65,10 @@ func (b Binding) covers(o Binding) bool {
 	return !b.V6Only || !other.Unmap().Is4()
 }
 
-// exact leaves out what makes no difference: bind(2) itself sets V6ONLY where
-// the address decides, and ties a socket to the interface of its zone.
-func (b Binding) exact() Binding {
+// Exact leaves out what makes no difference: bind(2) itself sets V6ONLY where
+// the address decides, and ties a socket to the interface of its zone. All
+// Bindings that this package returns are exact.
+func (b Binding) Exact() Binding {
 	if b.Addr.Addr().Zone() != "" {
 		b.Device = 0
 	}
@@ -129,12 +130,12 @@ func (w WorkerSocket) Binding(sockaddr []byte) (Binding, bool) {
 	default:
 		return b, false
 	}
-	return b.exact(), true
+	return b.Exact(), true
 }
 
 // Bound is the Binding that a bound socket has.
 func (w WorkerSocket) Bound() Binding {
-	return Binding{Network: w.Network, Addr: w.Local, V6Only: w.V6Only, Device: w.Device}.exact()
+	return Binding{Network: w.Network, Addr: w.Local, V6Only: w.V6Only, Device: w.Device}.Exact()
 }
 
 // Binding is the address of an inet socket in the form that bind(2) had. It is
@@ -149,7 +150,7 @@ func (s *Socket) Binding() (Binding, bool) {
 	}
 	ip, ok := netip.AddrFromSlice(t.ip)
 	b := Binding{Network: s.network, Addr: netip.AddrPortFrom(ip.WithZone(t.zone), uint16(t.port)), V6Only: t.v6only, Device: s.device}
-	return b.exact(), ok
+	return b.Exact(), ok
 }
 
 // SockOption is one setsockopt(2) that a worker has made.

@@ -3,6 +3,7 @@
 package fdpass
 
 import (
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -31,4 +32,20 @@ func enableReusePort(fd int) error {
 func isListening(fd int) bool {
 	n, err := syscall.GetsockoptInt(fd, syscall.SOL_SOCKET, unix.SO_ACCEPTCONN)
 	return err != nil || n != 0
+}
+
+// deviceOf knows no interface that a socket is tied to.
+func deviceOf(int) int { return 0 }
+
+// permit follows no symbolic link.
+func permit(path string, a Address) error {
+	if a.HasMode {
+		if err := unix.Fchmodat(unix.AT_FDCWD, path, uint32(a.Mode.Perm()), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return &os.PathError{Op: "chmod", Path: path, Err: err}
+		}
+	}
+	if a.UID < 0 && a.GID < 0 {
+		return nil
+	}
+	return os.Lchown(path, a.UID, a.GID)
 }

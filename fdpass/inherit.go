@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -77,48 +78,26 @@ func inheritedSockets(count, names string) ([]Inherited, error) {
 // Addr is the address that the socket is bound to. The path of a unix socket
 // is the one that it was bound with, which a rename may have left behind.
 func (i Inherited) Addr() (net.Addr, error) {
-	sa, err := syscall.Getsockname(i.FD)
+	l, err := LocalOf(i.FD)
 	if err != nil {
 		return nil, fmt.Errorf("descriptor %d is not a socket: %w", i.FD, err)
 	}
-	kind, err := syscall.GetsockoptInt(i.FD, syscall.SOL_SOCKET, syscall.SO_TYPE)
-	if err != nil {
-		return nil, fmt.Errorf("cannot read the type of descriptor %d: %w", i.FD, err)
+	addr := l.netAddr()
+	if addr == nil {
+		return nil, fmt.Errorf("descriptor %d is no socket that can be served", i.FD)
 	}
-	return addrOf(sa, kind == syscall.SOCK_STREAM)
-}
-
-func addrOf(sa syscall.Sockaddr, stream bool) (net.Addr, error) {
-	switch sa := sa.(type) {
-	case *syscall.SockaddrInet4:
-		return inetAddr(sa.Addr[:], sa.Port, stream), nil
-	case *syscall.SockaddrInet6:
-		return inetAddr(sa.Addr[:], sa.Port, stream), nil
-	case *syscall.SockaddrUnix:
-		if stream {
-			return &net.UnixAddr{Name: sa.Name, Net: "unix"}, nil
-		}
-		return &net.UnixAddr{Name: sa.Name, Net: "unixgram"}, nil
-	}
-	return nil, fmt.Errorf("cannot use a socket address of type %T", sa)
-}
-
-func inetAddr(ip []byte, port int, stream bool) net.Addr {
-	if stream {
-		return &net.TCPAddr{IP: ip, Port: port}
-	}
-	return &net.UDPAddr{IP: ip, Port: port}
+	return addr, nil
 }
 
 // OpenOwn opens a for a process that was not started with it, with all the
 // options of an Address. Nobody shares the socket yet, and nothing removes the
 // path of a unix socket when it is closed.
 func OpenOwn(a Address) (Inherited, error) {
-	s, err := Open(a, Options{Share: true})
+	fd, err := OpenSocket(a, nil)
 	if err != nil {
 		return Inherited{}, err
 	}
-	return Inherited{FD: s.members[0].fd, Name: a.Name}, nil
+	return Inherited{FD: fd, Name: a.Name}, nil
 }
 
 // Matches tells whether the socket is the one that a asks for: by its name,
@@ -131,29 +110,26 @@ func (i Inherited) Matches(a Address) bool {
 	if a.Network == "fd" {
 		return i.FD == a.FD
 	}
-	bound, err := i.Addr()
+	l, err := LocalOf(i.FD)
 	if err != nil {
 		return false
 	}
-	switch b := bound.(type) {
-	case *net.TCPAddr:
-		return strings.HasPrefix(a.Network, "tcp") && boundTo(a, b.IP, b.Port)
-	case *net.UDPAddr:
-		return strings.HasPrefix(a.Network, "udp") && boundTo(a, b.IP, b.Port)
-	case *net.UnixAddr:
-		return a.Network == b.Net && a.Path == b.Name
+	switch l.Network {
+	case "tcp", "udp":
+		return strings.HasPrefix(a.Network, l.Network) && boundTo(a, l.Addr)
 	}
-	return false
+	return l.Network != "" && a.Network == l.Network && a.Path == l.Path
 }
 
-func boundTo(a Address, ip net.IP, port int) bool {
-	if port != a.Port {
+func boundTo(a Address, at netip.AddrPort) bool {
+	if int(at.Port()) != a.Port {
 		return false
 	}
 	if a.Host == "" {
-		return ip.IsUnspecified()
+		return at.Addr().IsUnspecified()
 	}
-	return ip.Equal(net.ParseIP(a.Host))
+	ip, err := netip.ParseAddr(a.Host)
+	return err == nil && at.Addr().Unmap().WithZone("") == ip.Unmap().WithZone("")
 }
 
 // Listener makes a listener of a stream socket and closes the descriptor,

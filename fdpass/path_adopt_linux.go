@@ -117,7 +117,7 @@ func (s *Socket) BindPath(fd int, id Identity) error {
 //
 // The absolute name is resolved once more here, as it would be for the worker.
 func bindIn(dir, fd int, name string) error {
-	if len(name) > maxUnixPath {
+	if len(name) > MaxUnixPath {
 		name = inDirectory(dir, name)
 	}
 	return syscall.Bind(fd, &syscall.SockaddrUnix{Name: name})

@@ -421,7 +421,7 @@ func TestLongPaths(t *testing.T) {
 	at, err := openDirectory(deep)
 	must(t, err)
 	defer closeDescriptor(at)
-	longest := filepath.Join(dir, strings.Repeat("x", maxUnixPath-len(dir)-1))
+	longest := filepath.Join(dir, strings.Repeat("x", MaxUnixPath-len(dir)-1))
 	for path, given := range map[string]string{
 		longest:                         longest,
 		filepath.Join(dir, "s"):         filepath.Join(dir, "s"),

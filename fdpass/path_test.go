@@ -313,7 +313,7 @@ func TestModeAndOwner(t *testing.T) {
 
 func TestNamesFitWhereThePathFits(t *testing.T) {
 	dir := shortDir(t)
-	long := filepath.Join(dir, strings.Repeat("x", maxUnixPath-len(dir)-1))
+	long := filepath.Join(dir, strings.Repeat("x", MaxUnixPath-len(dir)-1))
 	one := filepath.Join(dir, "b")
 	for range 200 { // one of 36 names is the path itself
 		s, err := Open(mustParse(t, "unix://"+one), Options{})
