@@ -1,0 +1,148 @@
+package group
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/moult/moult/fdpass"
+)
+
+// A sharedGroup is an address with one socket for all workers of all
+// generations: who accepts gets the connection.
+type sharedGroup struct{ address }
+
+// openShared opens a; why is told where one would expect better.
+func openShared(a fdpass.Address, why string) (*sharedGroup, error) {
+	fd, err := fdpass.OpenSocket(a, nil)
+	if err != nil {
+		return nil, err
+	}
+	m, err := newMember(fd)
+	if err != nil {
+		return nil, err
+	}
+	g := &sharedGroup{}
+	if g.address, err = newAddress(a, fd); err != nil {
+		closeDescriptor(fd)
+		return nil, err
+	}
+	g.why = why
+	m.common, m.foreign = true, a.Network == "fd" || a.Network == "systemd"
+	if strings.HasPrefix(a.Path, "/") {
+		m.path = a.Path
+		m.file, _ = os.Lstat(a.Path) // without it the path is never known as ours
+	}
+	g.members = []*Member{m}
+	return g, nil
+}
+
+// Join implements Group.
+func (g *sharedGroup) Join(gen int) (*Member, error) {
+	if len(g.members) == 0 {
+		return nil, g.cannotJoin(gen, errNobody)
+	}
+	g.members[0].users++
+	return g.members[0], nil
+}
+
+// Steer implements Group: all members get new connections, whoever is named.
+func (g *sharedGroup) Steer([]*Member) error { return nil }
+
+// Verify implements Group.
+func (g *sharedGroup) Verify() error { return nil }
+
+// Leave implements Group. What a worker has made goes with the last one that
+// has it; what the master has opened stays.
+func (g *sharedGroup) Leave(m *Member) {
+	if m.users--; m.users > 0 || !g.learned {
+		return
+	}
+	g.hidePath()
+	closeDescriptor(m.fd)
+	g.remove(m)
+}
+
+// Refuse implements Group.
+func (g *sharedGroup) Refuse() error {
+	if g.refused {
+		return nil
+	}
+	g.refused = true
+	g.hidePath()
+	if g.network != "tcp" || len(g.members) == 0 || g.members[0].foreign || g.addr.ReusePort {
+		return nil // with reuseport=1 others are in the group, whose connections they are
+	}
+	return g.refuseTCP()
+}
+
+// Close implements Group.
+func (g *sharedGroup) Close() {
+	g.hidePath()
+	g.closeMembers()
+}
+
+// hidePath takes the path away from new clients, if it is still ours.
+func (g *sharedGroup) hidePath() {
+	for _, m := range g.members {
+		if m.path != "" {
+			m.removeFile(m.path)
+		}
+	}
+}
+
+// Permit implements Inet. The first socket is not touched: with SO_REUSEPORT
+// any program of the same user could take a share of its connections.
+func (g *sharedGroup) Permit(int) error {
+	if len(g.members) == 0 {
+		return nil
+	}
+	return errTaken
+}
+
+var errTaken = errors.Join(syscall.EADDRINUSE, errors.New("the address has one socket for all"))
+
+// Adopt implements Inet.
+func (g *sharedGroup) Adopt(fd, gen, backlog int) (*Member, error) {
+	m, err := newMember(fd)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.adopt(m, gen, backlog); err != nil {
+		closeDescriptor(fd)
+		return nil, err
+	}
+	return m, nil
+}
+
+func (g *sharedGroup) adopt(m *Member, gen, backlog int) error {
+	m.own, m.common, m.gen, m.users = true, true, gen, 1
+	switch {
+	case len(g.members) > 0:
+		return errTaken
+	case g.isStream() && isListening(m.fd):
+		return ErrListens
+	case g.isStream():
+		g.backlog = max(g.backlog, backlog)
+		if err := m.listen(g.backlog); err != nil {
+			return err
+		}
+	}
+	g.members = append(g.members, m)
+	return nil
+}
+
+// Resume implements Inet.
+func (g *sharedGroup) Resume(m *Member, backlog int) error {
+	g.backlog = max(g.backlog, backlog)
+	return g.Relisten(m)
+}
+
+// Listening implements Inet: no array is followed.
+func (g *sharedGroup) Listening(*Member) bool { return true }
+
+func isListening(fd int) bool {
+	n, err := syscall.GetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN)
+	return err == nil && n != 0
+}
