@@ -1,10 +1,10 @@
 package fdpass
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -232,8 +232,9 @@ func randomName(n int) string {
 	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
 	const longest = 16
 	name := make([]byte, min(n, longest))
+	_, _ = rand.Read(name) // which never fails
 	for i := range name {
-		name[i] = letters[rand.IntN(len(letters))]
+		name[i] = letters[int(name[i])%len(letters)]
 	}
 	if len(name) > 3 {
 		name[0] = '.'

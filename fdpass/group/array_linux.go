@@ -180,7 +180,7 @@ func restore(fd int) func() {
 }
 
 // LearnInet is the group for an address that a worker binds itself. It has no
-// members before the first Adopt.
+// members before the first Adopt. It may have to try steering first (SelfTest).
 func LearnInet(b fdpass.Binding, opt Options) Inet {
 	g := learnedAddress(b.Network, b.String())
 	g.at = b.Exact()

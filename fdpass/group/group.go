@@ -259,17 +259,26 @@ type address struct {
 	refused bool      // new connections are turned away: the end has come
 }
 
-// newAddress describes what was opened for a as descriptor fd.
-func newAddress(a fdpass.Address, fd int) (address, error) {
-	l, err := fdpass.LocalOf(fd)
+// openSocket opens a with one socket; listen is fdpass.OpenSocket's.
+func openSocket(a fdpass.Address, listen func(fd int) error) (*address, error) {
+	fd, err := fdpass.OpenSocket(a, listen)
 	if err != nil {
-		return address{}, err
+		return nil, err
 	}
-	g := address{addr: a, network: l.Network, bound: l.String(), backlog: a.QueueLength(), how: Shared}
-	if !g.isUnix() {
+	m, err := newMember(fd)
+	if err != nil {
+		return nil, err
+	}
+	l, err := fdpass.LocalOf(fd)
+	g := &address{addr: a, network: l.Network, bound: l.String(), backlog: a.QueueLength(), how: Shared, members: []*Member{m}}
+	if err == nil && !g.isUnix() {
 		g.at, err = fdpass.BindingOf(fd)
 	}
-	return g, err
+	if err != nil {
+		m.close()
+		return nil, err
+	}
+	return g, nil
 }
 
 // learnedAddress describes what a worker binds.
@@ -342,7 +351,7 @@ func (g *address) remove(m *Member) {
 
 func (g *address) closeMembers() {
 	for _, m := range g.members {
-		closeDescriptor(m.fd)
+		m.close()
 	}
 	g.members, g.serving = nil, nil
 }

@@ -89,6 +89,12 @@ func (m *Member) listen(backlog int) error {
 	return m.maker.do(listen)
 }
 
+// close leaves no number behind that may be another descriptor's by then.
+func (m *Member) close() {
+	closeDescriptor(m.fd)
+	m.fd = -1
+}
+
 // closeDescriptor drops the error: close(2) on a socket reports nothing that
 // the caller could mend, and the descriptor is gone either way.
 func closeDescriptor(fd int) { _ = syscall.Close(fd) }

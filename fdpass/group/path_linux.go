@@ -372,7 +372,7 @@ func (g *pathGroup) Leave(m *Member) {
 		m.removeFile(g.addr.Path)
 	}
 	m.removeFile(m.path)
-	closeDescriptor(m.fd)
+	m.close()
 	g.stopServing(m)
 	g.remove(m)
 }

@@ -113,7 +113,7 @@ func (g *tcpGroup) fill(m *Member, n int) error {
 				unix.SetsockoptLinger(p.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
 		}
 		if poll(client, time.Now().Add(look)) > 0 {
-			client[0].Events = 0 // connected here; the last packet is on its way there
+			client[0].Fd = -1 // connected here: what is left is to wait for the last packet
 		}
 	}
 	return errors.New("a connection to itself takes longer than a second")

@@ -15,27 +15,18 @@ type sharedGroup struct{ address }
 
 // openShared opens a; why is told where one would expect better.
 func openShared(a fdpass.Address, why string) (*sharedGroup, error) {
-	fd, err := fdpass.OpenSocket(a, nil)
+	at, err := openSocket(a, nil)
 	if err != nil {
 		return nil, err
 	}
-	m, err := newMember(fd)
-	if err != nil {
-		return nil, err
-	}
-	g := &sharedGroup{}
-	if g.address, err = newAddress(a, fd); err != nil {
-		closeDescriptor(fd)
-		return nil, err
-	}
-	g.why = why
+	at.why = why
+	m := at.members[0]
 	m.common, m.foreign = true, a.Network == "fd" || a.Network == "systemd"
 	if strings.HasPrefix(a.Path, "/") {
 		m.path = a.Path
 		m.file, _ = os.Lstat(a.Path) // without it the path is never known as ours
 	}
-	g.members = []*Member{m}
-	return g, nil
+	return &sharedGroup{*at}, nil
 }
 
 // Join implements Group.
@@ -60,7 +51,7 @@ func (g *sharedGroup) Leave(m *Member) {
 		return
 	}
 	g.hidePath()
-	closeDescriptor(m.fd)
+	m.close()
 	g.remove(m)
 }
 

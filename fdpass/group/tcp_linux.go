@@ -37,24 +37,34 @@ func whyNotSteered(a fdpass.Address) string {
 }
 
 func openTCP(a fdpass.Address) (Group, error) {
-	fd, err := fdpass.OpenSocket(a, func(fd int) error { return listenFirst(fd, a.QueueLength()) })
+	shared, err := openSocket(a, func(fd int) error { return listenFirst(fd, a.QueueLength()) })
 	if err != nil {
 		return nil, err
 	}
-	m, err := newMember(fd)
+	g := newTCP(*shared)
+	g.how, g.members[0].spare = Steered, true
+	return g, nil
+}
+
+// bindFirst opens an address again that all members have left. What only workers
+// bind is theirs to bind.
+func (g *tcpGroup) bindFirst() (*Member, error) {
+	if g.learned {
+		return nil, errNobody
+	}
+	fd, err := g.at.Bind(nil)
 	if err != nil {
 		return nil, err
 	}
-	at, err := newAddress(a, fd)
-	if err != nil {
+	if err := listenFirst(fd, g.backlog); err != nil {
 		closeDescriptor(fd)
 		return nil, err
 	}
-	at.how = Steered
-	g := newTCP(at)
-	m.spare = true
-	g.members = []*Member{m}
-	return g, nil
+	m, err := newMember(fd)
+	if err == nil {
+		m.spare = true
+	}
+	return m, err
 }
 
 // listenFirst begins to listen on an address that nobody else listens on.
@@ -108,7 +118,7 @@ func (g *tcpGroup) joinForeign() error {
 	g.members = append(g.members, m)
 	if err := g.attach(nil); err != nil {
 		g.remove(m)
-		closeDescriptor(m.fd)
+		m.close()
 		return err
 	}
 	dropNothing(m.fd)
@@ -245,10 +255,11 @@ func (g *tcpGroup) takeSpare() (*Member, error) {
 // addSpare puts a socket at the end of the kernel's array. The program that is
 // attached names other members, so nothing reaches it yet.
 func (g *tcpGroup) addSpare() error {
+	bind := func() (*Member, error) { return g.bindMember(nil) }
 	if len(g.members) == 0 {
-		return errNobody
+		bind = g.bindFirst
 	}
-	m, err := g.bindMember(nil)
+	m, err := bind()
 	if err != nil {
 		return err
 	}
@@ -311,7 +322,7 @@ func (g *tcpGroup) shut(m *Member) {
 		}
 	}
 	g.remove(m)
-	closeDescriptor(m.fd)
+	m.close()
 }
 
 // Steer implements Group. The spares are put in place before the switch, which
@@ -340,7 +351,7 @@ func (g *tcpGroup) Leave(m *Member) {
 	switch {
 	case g.index(m) < 0: // it had left by itself
 		g.stopServing(m)
-		closeDescriptor(m.fd)
+		m.close()
 	case m.foreign:
 		m.spare, m.users = true, 0
 	default:

@@ -467,6 +467,21 @@ func TestQueueOutlivesItsWorker(t *testing.T) {
 	}
 }
 
+// TestAllLeave: an address that was declared is there for the next ones.
+func TestAllLeave(t *testing.T) {
+	needSteering(t)
+	s := mustOpen(t, "tcp://127.0.0.1:0", Options{})
+	for gen := range 3 {
+		m := mustJoin(t, s, gen)
+		must(t, s.Steer([]*Member{m}))
+		connect(t, s, 5, m)
+		s.Leave(m)
+		if n := len(s.Members()); n != 0 {
+			t.Errorf("%d members are left", n)
+		}
+	}
+}
+
 // deferAccept keeps handshakes in SYN_RECV until the client has sent something.
 func deferAccept(t testing.TB, m *Member, on int) {
 	t.Helper()

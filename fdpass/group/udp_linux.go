@@ -158,7 +158,7 @@ func (g *udpGroup) trim() {
 // shut closes the socket of a worker that is gone, which takes it out of the
 // array.
 func (g *udpGroup) shut(m *Member) {
-	closeDescriptor(m.fd)
+	m.close()
 	g.remove(m)
 	_ = g.attach(g.serving)
 }
