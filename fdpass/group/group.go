@@ -332,13 +332,6 @@ func (g *address) Relisten(m *Member) error {
 	return m.listen(g.backlog)
 }
 
-func (g *address) isServing(m *Member) bool { return slices.Contains(g.serving, m) }
-
-// stopServing forgets a member without touching the caller's list.
-func (g *address) stopServing(m *Member) {
-	g.serving = slices.DeleteFunc(slices.Clone(g.serving), func(x *Member) bool { return x == m })
-}
-
 // remove takes m out of the members in the order in which the kernel does it:
 // the last one takes the free place.
 func (g *address) remove(m *Member) {
@@ -358,8 +351,4 @@ func (g *address) closeMembers() {
 
 func (g *address) cannotJoin(gen int, err error) error {
 	return fmt.Errorf("cannot open a socket on %s for generation %d: %w", g.addr.Name, gen, err)
-}
-
-func (g *address) cannotSteer(err error) error {
-	return fmt.Errorf("cannot steer new connections on %s: %w", g.addr.Name, err)
 }

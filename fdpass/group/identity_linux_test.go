@@ -280,24 +280,3 @@ func TestIdentityWithoutPermission(t *testing.T) {
 		t.Errorf("%v; it ran: %v", err, ran)
 	}
 }
-
-func BenchmarkIdentity(b *testing.B) {
-	id := ourselves(b)
-	b.Run("own", func(b *testing.B) {
-		for b.Loop() {
-			must(b, id.Do(func() error { return nil }))
-		}
-	})
-	b.Run("other", func(b *testing.B) {
-		id := other(b)
-		for b.Loop() {
-			must(b, id.Do(func() error { return nil }))
-		}
-	})
-	b.Run("read", func(b *testing.B) {
-		for b.Loop() {
-			_, err := IdentityOf(os.Getpid())
-			must(b, err)
-		}
-	})
-}

@@ -1,6 +1,7 @@
 package group
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -372,6 +373,11 @@ func TestNothingIsLeftAtRest(t *testing.T) {
 		for name, order := range map[string]func([]*Member){
 			"oldest first": func([]*Member) {},
 			"newest first": slices.Reverse[[]*Member],
+			"some by themselves": func(draining []*Member) {
+				for i := 0; i < len(draining); i += 3 {
+					must(t, syscall.Shutdown(draining[i].fd, syscall.SHUT_RDWR))
+				}
+			},
 		} {
 			t.Run(fmt.Sprint(workers, " ", name), func(t *testing.T) {
 				s := mustOpen(t, "tcp://127.0.0.1:0", Options{})
@@ -704,14 +710,14 @@ func dropOnLoopback(kind, flags uint16) error {
 	}
 	defer closeDescriptor(fd)
 	const root, loopbackIndex = 0xffffffff, 1
-	body := []uint32{0, uint32(kind) | uint32(unix.NLM_F_REQUEST|unix.NLM_F_ACK|flags)<<16, 1, 0, // nlmsghdr
+	request := unix.NLM_F_REQUEST | unix.NLM_F_ACK | uint32(flags)
+	body := []uint32{56, uint32(kind) | request<<16, 1, 0, // nlmsghdr
 		unix.AF_UNSPEC, loopbackIndex, 0, root, 0, // tcmsg
 		10 | unix.TCA_KIND<<16, 'p' | 'f'<<8 | 'i'<<16 | 'f'<<24, 'o',
 		8 | unix.TCA_OPTIONS<<16, 0}
-	body[0] = uint32(4 * len(body))
-	raw := make([]byte, 0, 64)
-	for _, word := range body {
-		raw = append(raw, byte(word), byte(word>>8), byte(word>>16), byte(word>>24))
+	raw, err := binary.Append(nil, binary.NativeEndian, body)
+	if err != nil {
+		return err
 	}
 	if err := unix.Sendto(fd, raw, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
@@ -720,7 +726,7 @@ func dropOnLoopback(kind, flags uint16) error {
 	if _, _, err := unix.Recvfrom(fd, answer, 0); err != nil {
 		return err
 	}
-	if errno := -int32(uint32(answer[16]) | uint32(answer[17])<<8 | uint32(answer[18])<<16 | uint32(answer[19])<<24); errno != 0 {
+	if errno := -int32(binary.NativeEndian.Uint32(answer[16:])); errno != 0 {
 		return fmt.Errorf("rtnetlink: %w", syscall.Errno(errno))
 	}
 	return nil

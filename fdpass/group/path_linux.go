@@ -29,6 +29,7 @@ import (
 type pathGroup struct {
 	address
 	pending map[uint64]pendingName // sockets that do not listen yet, by inode
+	last    *Member                // declared: it has left, and the path may lead to it still
 }
 
 // pendingName is where Bind has bound a socket.
@@ -239,11 +240,16 @@ func (g *pathGroup) Shows(info os.FileInfo) bool {
 
 func (g *address) memberBehind(info fs.FileInfo) *Member {
 	for _, m := range g.members {
-		if info != nil && m.file != nil && os.SameFile(m.file, info) {
+		if m.is(info) {
 			return m
 		}
 	}
 	return nil
+}
+
+// is tells whether a directory entry leads to the member.
+func (m *Member) is(info fs.FileInfo) bool {
+	return m != nil && m.file != nil && info != nil && os.SameFile(m.file, info)
 }
 
 // memberShown is what the path leads to: nil with an error that is ErrNotExist
@@ -295,10 +301,13 @@ func (g *pathGroup) show(m *Member) error {
 	}
 	info, err := os.Lstat(g.addr.Path)
 	before := g.memberBehind(info)
+	if before == nil && g.last.is(info) {
+		before = g.last
+	}
 	if err == nil && before == nil && !g.learned {
 		return fmt.Errorf("another program's file stands there now (%s), remove it: %w", info.Mode(), unix.EEXIST)
 	}
-	if before != nil {
+	if before != nil && g.learned {
 		g.keepName(before)
 	}
 	return beside(m.maker, g.addr.Path, func(dir int) error {
@@ -362,14 +371,16 @@ func (g *pathGroup) Reachable() bool {
 // Verify implements Group: a path is followed by Mend.
 func (g *pathGroup) Verify() error { return nil }
 
-// Leave implements Group. The last one takes a learned path along: one that
-// leads nowhere helps nobody.
+// Leave implements Group. The last one takes the path along: one that leads
+// nowhere helps nobody. Otherwise it is the next Steer that moves the path.
 func (g *pathGroup) Leave(m *Member) {
 	if m.users--; m.users > 0 {
 		return
 	}
-	if g.learned && len(g.members) == 1 {
+	if len(g.members) == 1 {
 		m.removeFile(g.addr.Path)
+	} else if !g.learned && g.shows(m) {
+		g.last = m
 	}
 	m.removeFile(m.path)
 	m.close()
@@ -381,16 +392,23 @@ func (g *pathGroup) Leave(m *Member) {
 // still ours.
 func (g *pathGroup) Refuse() error {
 	g.refused = true
+	g.hide()
+	return nil
+}
+
+func (g *pathGroup) hide() {
 	for _, m := range g.members {
 		m.removeFile(g.addr.Path)
 	}
-	return nil
+	if g.last != nil {
+		g.last.removeFile(g.addr.Path)
+	}
 }
 
 // Close implements Group.
 func (g *pathGroup) Close() {
+	g.hide()
 	for _, m := range g.members {
-		m.removeFile(g.addr.Path)
 		m.removeFile(m.path)
 	}
 	for inode := range g.pending {
@@ -414,20 +432,12 @@ func (g *sharedPath) Bind(int, Identity) error { return errTaken }
 
 // Adopt implements Path.
 func (g *sharedPath) Adopt(fd, gen, backlog int, id Identity) (*Member, error) {
-	m, err := newMember(fd)
-	if err != nil {
-		return nil, err
-	}
-	m.maker = &id
-	if err := g.adopt(m, gen, backlog); err != nil {
-		closeDescriptor(fd)
-		return nil, err
-	}
-	if !g.abstract() {
+	m, err := g.adopt(fd, gen, backlog, &id)
+	if err == nil && !g.abstract() {
 		m.path = g.addr.Path
 		m.file, _ = os.Lstat(m.path) // without it the path is never known as ours
 	}
-	return m, nil
+	return m, err
 }
 
 func (g *sharedPath) abstract() bool { return strings.HasPrefix(g.addr.Path, "@") }

@@ -74,12 +74,42 @@ func ask(path string) (string, error) {
 }
 
 func TestPathMovesWithoutAGap(t *testing.T) {
-	path := filepath.Join(shortDir(t), "app.sock")
-	s := mustOpen(t, "unix://"+path, Options{})
-	m := mustJoin(t, s, 0)
-	serveUnix(t, m, "0")
-	must(t, s.Steer([]*Member{m}))
+	id := ourselves(t)
+	for _, learned := range []bool{false, true} {
+		t.Run(fmt.Sprintf("learned=%v", learned), func(t *testing.T) {
+			path := filepath.Join(shortDir(t), "app.sock")
+			var s *pathGroup
+			join := func(gen int) *Member {
+				if learned {
+					return follow(t, s, gen, id)
+				}
+				return mustJoin(t, s, gen)
+			}
+			var first *Member
+			if learned {
+				s, first = learn(t, path, id)
+				wantNames(t, filepath.Dir(path), 1)
+			} else {
+				s = mustOpen(t, "unix://"+path, Options{}).(*pathGroup)
+				first = join(0)
+			}
+			d := s.Describe()
+			if d.How != Renamed || d.Learned != learned || first.Own() != learned || !d.Stream || d.Backlog != fdpass.DefaultBacklog {
+				t.Errorf("it is %+v", d)
+			}
+			serveUnix(t, first, "0")
+			must(t, s.Steer([]*Member{first}))
+			moveUnderLoad(t, s, path, first, join)
+			wantNames(t, filepath.Dir(path), 2)
+			s.Close()
+			wantNames(t, filepath.Dir(path), 0)
+		})
+	}
+}
 
+// moveUnderLoad goes through fifty generations, and then back and forth in the
+// very moment of a switch, while a client asks all the time.
+func moveUnderLoad(t *testing.T, s *pathGroup, path string, first *Member, join func(gen int) *Member) {
 	stop := make(chan struct{})
 	var asked atomic.Int64
 	var wg sync.WaitGroup
@@ -98,33 +128,28 @@ func TestPathMovesWithoutAGap(t *testing.T) {
 			}
 		}
 	}()
-	old := []*Member{m}
+	word := func(gen int) string { return string(rune('0' + gen%10)) }
+	all := []*Member{first}
 	for gen := 1; gen <= 50; gen++ {
 		from := asked.Load()
-		next := mustJoin(t, s, gen)
-		serveUnix(t, next, string(rune('0'+gen%10)))
+		next := join(gen)
+		serveUnix(t, next, word(gen))
+		wantAnswer(t, path, word(gen-1))
 		must(t, s.Steer([]*Member{next}))
-		if word, err := ask(path); err != nil || word != string(rune('0'+gen%10)) {
-			t.Fatalf("generation %d: %q answers, %v", gen, word, err)
-		}
-		old = append(old, next)
+		wantAnswer(t, path, word(gen))
+		all = append(all, next)
 		eventually(t, "a request in between", func() bool { return asked.Load() > from || t.Failed() })
 	}
-	for i := range 2000 { // in the very moment of a switch
-		must(t, s.Steer([]*Member{old[49+i%2]}))
+	for i := range 2000 {
+		must(t, s.Steer([]*Member{all[i%51]}))
+	}
+	must(t, s.Steer(all[50:]))
+	for _, m := range all[:50] {
+		s.Leave(m)
 	}
 	close(stop)
 	wg.Wait()
-	for _, m := range old[:50] {
-		s.Leave(m)
-	}
-	if n := names(t, filepath.Dir(path)); len(n) != 2 {
-		t.Errorf("there are %q; want the path and one name of its own", n)
-	}
-	s.Close()
-	if n := names(t, filepath.Dir(path)); len(n) != 0 {
-		t.Errorf("left behind: %q", n)
-	}
+	wantAnswer(t, path, word(50))
 }
 
 func TestOneGenerationSharesAPath(t *testing.T) {
@@ -135,6 +160,31 @@ func TestOneGenerationSharesAPath(t *testing.T) {
 	if a, b := mustJoin(t, s, 1), mustJoin(t, s, 2); a == b {
 		t.Error("two generations have one socket")
 	}
+}
+
+// TestLeavesBeforeTheNextServes: a crashed generation's member is given back
+// before the path leads elsewhere, or before there is another.
+func TestLeavesBeforeTheNextServes(t *testing.T) {
+	dir := shortDir(t)
+	path := filepath.Join(dir, "app.sock")
+	s := mustOpen(t, "unix://"+path, Options{})
+	first := mustJoin(t, s, 1)
+	must(t, s.Steer([]*Member{first}))
+	second := mustJoin(t, s, 2)
+	serveUnix(t, second, "2")
+	s.Leave(first)
+	must(t, s.Steer([]*Member{second}))
+	wantAnswer(t, path, "2")
+	s.Leave(second)
+	wantNames(t, dir, 0)
+	third := mustJoin(t, s, 3)
+	serveUnix(t, third, "3")
+	must(t, s.Steer([]*Member{third}))
+	wantAnswer(t, path, "3")
+	mustJoin(t, s, 4)
+	s.Leave(third)
+	s.Close()
+	wantNames(t, dir, 0)
 }
 
 func TestMend(t *testing.T) {
@@ -487,62 +537,6 @@ func wantAnswer(t testing.TB, path, want string) {
 	if word, err := ask(path); word != want {
 		t.Errorf("%q answers, want %q: %v", word, want, err)
 	}
-}
-
-func TestLearnedPathMovesWithoutAGap(t *testing.T) {
-	id := ourselves(t)
-	path := filepath.Join(shortDir(t), "app.sock")
-	s, first := learn(t, path, id)
-	wantNames(t, filepath.Dir(path), 1)
-	serveUnix(t, first, "0")
-	if d := s.Describe(); d.How != Renamed || !d.Learned || !d.Stream || !first.Own() || d.Backlog != fdpass.DefaultBacklog {
-		t.Errorf("it is %+v", d)
-	}
-	stop := make(chan struct{})
-	var asked atomic.Int64
-	var wg sync.WaitGroup
-	wg.Add(1)
-	go func() {
-		defer wg.Done()
-		for ; ; asked.Add(1) {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			if _, err := ask(path); err != nil {
-				t.Errorf("request %d: %v", asked.Load(), err)
-				return
-			}
-		}
-	}()
-	old := []*Member{first}
-	for gen := 1; gen <= 50; gen++ {
-		from := asked.Load()
-		next := follow(t, s, gen, id)
-		word := string(rune('0' + gen%10))
-		serveUnix(t, next, word)
-		wantAnswer(t, path, string(rune('0'+(gen-1)%10)))
-		must(t, s.Steer([]*Member{next}))
-		wantAnswer(t, path, word)
-		old = append(old, next)
-		eventually(t, "a request in between", func() bool { return asked.Load() > from || t.Failed() })
-	}
-	for i := range 2000 { // in the very moment of a switch
-		must(t, s.Steer([]*Member{old[i%51]}))
-	}
-	must(t, s.Steer(old[50:]))
-	eventually(t, "thousands of requests", func() bool { return asked.Load() > 3000 || t.Failed() })
-	for _, m := range old[:50] {
-		s.Leave(m)
-	}
-	close(stop)
-	wg.Wait()
-	t.Logf("%d requests", asked.Load())
-	wantNames(t, filepath.Dir(path), 2)
-	wantAnswer(t, path, "0")
-	s.Close()
-	wantNames(t, filepath.Dir(path), 0)
 }
 
 func TestRollbackOfALearnedPath(t *testing.T) {

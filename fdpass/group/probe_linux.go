@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -149,5 +150,73 @@ func (p *Probe) Close() {
 		closeDescriptor(p.fd)
 		p.fd = -1
 		p.dropRule()
+	}
+}
+
+// sortOut finds out where tainted spares are: the program gives a connection to
+// one index, and the queue of one of them fills, on which nobody else accepts.
+// What it cannot find out stays tainted.
+func (g *tcpGroup) sortOut() {
+	spares := g.tainted()
+	if slices.ContainsFunc(spares, func(m *Member) bool { return !m.spare }) {
+		return
+	}
+	at := map[int]*Member{}
+	for _, m := range spares {
+		if found := g.knock(m, spares); found != nil {
+			at[g.index(m)] = found
+		}
+	}
+	if len(at) != len(spares) || len(g.departed()) > 0 {
+		return
+	}
+	for i, m := range at {
+		g.members[i], m.tainted = m, false
+	}
+}
+
+// knock sends a connection to the place where m should be and returns who gets
+// it.
+func (g *tcpGroup) knock(m *Member, spares []*Member) *Member {
+	p, err := g.Probe(m)
+	if err != nil {
+		return nil
+	}
+	defer p.Close()
+	const patience = 100 * time.Millisecond // on loopback it takes microseconds
+	return whoseQueueFills(spares, patience)
+}
+
+// whoseQueueFills waits for a connection in one of the queues, which were empty,
+// and takes it out. It is nil where none comes, or several do.
+func whoseQueueFills(members []*Member, patience time.Duration) *Member {
+	set := make([]unix.PollFd, len(members))
+	for i, m := range members {
+		set[i] = unix.PollFd{Fd: int32(m.fd), Events: unix.POLLIN}
+	}
+	if poll(set, time.Now().Add(patience)) != 1 {
+		return nil
+	}
+	m := members[slices.IndexFunc(set, func(p unix.PollFd) bool { return p.Revents != 0 })]
+	m.acceptOne()
+	return m
+}
+
+// acceptOne takes a connection out of a queue that is not empty.
+func (m *Member) acceptOne() {
+	if conn, _, err := unix.Accept4(m.fd, unix.SOCK_CLOEXEC); err == nil {
+		closeDescriptor(conn)
+	}
+}
+
+// poll is poll(2) until a moment, whatever signals the runtime sends itself. It
+// returns how many are ready.
+func poll(set []unix.PollFd, end time.Time) int {
+	for {
+		left := max(time.Until(end), 0)
+		n, err := unix.Poll(set, int((left+time.Millisecond-1)/time.Millisecond))
+		if err != unix.EINTR {
+			return n
+		}
 	}
 }

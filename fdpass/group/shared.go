@@ -96,32 +96,30 @@ var errTaken = errors.Join(syscall.EADDRINUSE, errors.New("the address has one s
 
 // Adopt implements Inet.
 func (g *sharedGroup) Adopt(fd, gen, backlog int) (*Member, error) {
+	return g.adopt(fd, gen, backlog, nil)
+}
+
+func (g *sharedGroup) adopt(fd, gen, backlog int, maker *Identity) (*Member, error) {
 	m, err := newMember(fd)
 	if err != nil {
 		return nil, err
 	}
-	if err := g.adopt(m, gen, backlog); err != nil {
-		closeDescriptor(fd)
-		return nil, err
-	}
-	return m, nil
-}
-
-func (g *sharedGroup) adopt(m *Member, gen, backlog int) error {
-	m.own, m.common, m.gen, m.users = true, true, gen, 1
+	m.own, m.common, m.gen, m.users, m.maker = true, true, gen, 1, maker
 	switch {
 	case len(g.members) > 0:
-		return errTaken
-	case g.isStream() && isListening(m.fd):
-		return ErrListens
+		err = errTaken
+	case g.isStream() && isListening(fd):
+		err = ErrListens
 	case g.isStream():
 		g.backlog = max(g.backlog, backlog)
-		if err := m.listen(g.backlog); err != nil {
-			return err
-		}
+		err = m.listen(g.backlog)
 	}
-	g.members = append(g.members, m)
-	return nil
+	if err != nil {
+		m.close()
+		return nil, err
+	}
+	g.members = []*Member{m}
+	return m, nil
 }
 
 // Resume implements Inet.

@@ -280,25 +280,6 @@ func (g *tcpGroup) fillSpares() error {
 	return nil
 }
 
-// leaving counts the members whose workers may shut them down.
-func (g *tcpGroup) leaving() int {
-	n := 0
-	for _, m := range g.members {
-		if !m.spare && !g.isServing(m) {
-			n++
-		}
-	}
-	return n
-}
-
-func (g *tcpGroup) tailSpares() int {
-	n := 0
-	for i := len(g.members) - 1; i >= 0 && g.members[i].spare; i-- {
-		n++
-	}
-	return n
-}
-
 // trim closes the spares at the end of the array that are not wanted any more:
 // taking the last one away moves no other.
 func (g *tcpGroup) trim() {

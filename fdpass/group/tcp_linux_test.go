@@ -415,34 +415,6 @@ func TestServingMemberThatShutsDownIsPutBack(t *testing.T) {
 	}
 }
 
-func TestUpgradesLeaveNothingBehind(t *testing.T) {
-	needSteering(t)
-	before := openDescriptors(t)
-	s, err := Open(mustParse(t, "tcp://127.0.0.1:0"), Options{})
-	must(t, err)
-	var serving []*Member
-	most := 0
-	for gen := range 30 {
-		next := []*Member{mustJoin(t, s, gen), mustJoin(t, s, gen)}
-		must(t, s.Steer(next))
-		for i, m := range serving {
-			if (gen+i)%3 == 0 { // some leave by themselves
-				must(t, syscall.Shutdown(m.fd, syscall.SHUT_RDWR))
-			}
-			s.Leave(m)
-		}
-		serving = next
-		connect(t, s, 2, serving...)
-		most = max(most, len(s.Members()))
-	}
-	if most > 6 {
-		t.Errorf("up to %d sockets for 2 workers", most)
-	}
-	checkMirror(t, s)
-	s.Close()
-	wantDescriptors(t, before)
-}
-
 func TestQueueOutlivesItsWorker(t *testing.T) {
 	needSteering(t)
 	s := mustOpen(t, "tcp://127.0.0.1:0", Options{})
