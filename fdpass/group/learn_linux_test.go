@@ -21,8 +21,9 @@ import (
 // What a worker sets on its socket before it binds.
 const (
 	reuseNothing = 0
-	reuseAddress = 1 << iota
-	reuseBoth
+	reuseAddress = 1
+	reuseTwins   = 2 // SO_REUSEPORT alone
+	reuseBoth    = reuseAddress | reuseTwins
 )
 
 // workerSocket is a socket as a worker makes it, bound to nothing yet.
@@ -37,10 +38,10 @@ func workerSocket(t testing.TB, b fdpass.Binding, reuse int) int {
 	}
 	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
 	must(t, err)
-	if reuse != reuseNothing {
+	if reuse&reuseAddress != 0 {
 		must(t, reuseAddr(fd, 1)())
 	}
-	if reuse == reuseBoth {
+	if reuse&reuseTwins != 0 {
 		must(t, reusePort(fd, 1)())
 	}
 	return fd
@@ -85,7 +86,7 @@ func TestAdopt(t *testing.T) {
 	needSteering(t)
 	needIPv6(t)
 	for _, at := range []string{"127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0", "[::ffff:127.0.0.1]:0"} {
-		for reuse := range map[int]bool{reuseNothing: true, reuseAddress: true, reuseBoth: true} {
+		for reuse := range reuseBoth + 1 {
 			t.Run(fmt.Sprintf("%s reuse=%d", at, reuse), func(t *testing.T) {
 				b := fdpass.Binding{Network: "tcp", Addr: netip.MustParseAddrPort(at)}.WithPort(freePort(t))
 				g := learnAt(t, b, Options{})
@@ -141,6 +142,7 @@ func TestBindAllThenListenAll(t *testing.T) {
 	}{
 		{"by themselves", reuseAddress, func(_ Inet, fd int, b fdpass.Binding) error { return bindTo(fd, b) }},
 		{"as prefork servers do", reuseBoth, func(_ Inet, fd int, b fdpass.Binding) error { return bindTo(fd, b) }},
+		{"as other prefork servers do", reuseTwins, func(_ Inet, fd int, b fdpass.Binding) error { return bindTo(fd, b) }},
 		{"permitted before", reuseNothing, func(g Inet, fd int, b fdpass.Binding) error {
 			return errors.Join(g.Permit(fd), bindTo(fd, b))
 		}},
@@ -408,6 +410,32 @@ func TestNothingIsLeftAtRest(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestSocketFromOutsideAtRest: beside the socket that was passed only those are
+// left that workers have.
+func TestSocketFromOutsideAtRest(t *testing.T) {
+	needSteering(t)
+	a, _ := outside(t, false)
+	s, err := Open(a, Options{})
+	must(t, err)
+	t.Cleanup(s.Close)
+	if n := len(s.Members()); n != 1 {
+		t.Errorf("%d sockets before anybody has joined", n)
+	}
+	var members []*Member
+	for gen := range 8 {
+		members = append(members, mustJoin(t, s, gen))
+		must(t, s.Steer(members[gen:]))
+	}
+	for _, m := range members[:7] {
+		s.Leave(m)
+	}
+	connect(t, s, 10, members[7])
+	checkMirror(t, s)
+	if n := len(s.Members()); n != 2 {
+		t.Errorf("%d sockets for one worker", n)
 	}
 }
 

@@ -168,7 +168,7 @@ func (g *tcpGroup) enter(m *Member, backlog int) error {
 		return err
 	}
 	if len(g.members) == 0 {
-		err := inTurn(reuseAddr(m.fd, 1), func() error { return listenFirst(m.fd, g.backlog) })
+		err := g.listenFirstOwn(m.fd)
 		if err == nil {
 			g.members = append(g.members, m)
 		}
@@ -183,6 +183,22 @@ func (g *tcpGroup) enter(m *Member, backlog int) error {
 	_ = g.takeOut(g.departed(), 1)
 	g.compact(g.shut)
 	return nil
+}
+
+// listenFirstOwn is listenFirst for a worker's socket. One that has asked for
+// SO_REUSEPORT alone may have siblings that are bound by that alone: they are a
+// conflict while the option is off, and so they are for a socket that is in a
+// group already. It listens as it would without us, and the program comes after.
+func (g *tcpGroup) listenFirstOwn(fd int) error {
+	port, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT)
+	addr, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
+	if port == 0 || addr != 0 {
+		return inTurn(reuseAddr(fd, 1), func() error { return listenFirst(fd, g.backlog) })
+	}
+	return inTurn(
+		func() error { return os.NewSyscallError("listen", syscall.Listen(fd, g.backlog)) },
+		func() error { return attach(fd, steeringProgram([]int{0}, nil)) },
+		reuseAddr(fd, 1))
 }
 
 // Resume implements Inet.
