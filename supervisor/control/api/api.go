@@ -33,6 +33,13 @@ type Status struct {
 	Wanted int `json:"wanted"`
 }
 
+// How connections on a Socket move from one generation to the next.
+const (
+	Steer  = "steer"  // a socket per worker; the kernel is told whose turn it is
+	Rename = "rename" // a unix socket per generation; the path is renamed
+	Share  = "share"  // one socket for all generations
+)
+
 // Socket is one address that the master holds.
 type Socket struct {
 	Name        string `json:"name"`
@@ -42,6 +49,9 @@ type Socket struct {
 	Queued      int    `json:"queued"` // connections that wait for accept, all members together
 	Handover    string `json:"handover"`
 	Intercepted bool   `json:"intercepted"`
+	// Reason says why the socket is shared where one would expect better. It is
+	// not on the wire.
+	Reason string `json:"-"`
 }
 
 // Worker is one process that the master started.
