@@ -162,6 +162,7 @@ func (m *inetMessage) listener(attributes []byte) Listener {
 	return Listener{
 		Local:  m.local(),
 		V6Only: len(v6only) > 0 && v6only[0] != 0,
+		Device: int(m.ID.If),
 		UID:    m.UID,
 		Inode:  uint64(m.InodeLow),
 		Queue:  m.RQueue, Backlog: m.WQueue,

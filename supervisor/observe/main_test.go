@@ -4,7 +4,7 @@ import (
 	"os"
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/moult/moult/supervisor/e2e/testkit/leak"
 )
 
 // helperVariable makes the test binary play one of helpers instead of testing.
@@ -18,5 +18,5 @@ func TestMain(m *testing.M) {
 		play()
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	leak.Main(m)
 }

@@ -49,6 +49,7 @@ type Peer struct {
 type Listener struct {
 	Local  netip.AddrPort
 	V6Only bool
+	Device int // index of the interface that it is bound to, 0: none
 	// UID is the owner of the socket: two sockets of a SO_REUSEPORT group have
 	// the same one.
 	UID   uint32
