@@ -17,13 +17,14 @@ COPY . .
 
 # The last stage has no libc: without cgo the binary needs none. Symbols are
 # dropped because the master stays resident; a trace of a panic does not need
-# them. TARGETOS and TARGETARCH are set by builders that build for another
+# them. The tag leaves out a renderer of Markdown that the library of the command
+# line brings along. TARGETOS and TARGETARCH are set by builders that build for another
 # platform, and are empty elsewhere, which means "this one".
 ARG VERSION=dev
 ARG TARGETOS
 ARG TARGETARCH
 RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
-    go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /moult .
+    go build -trimpath -tags urfave_cli_no_docs -ldflags "-s -w -X main.version=$VERSION" -o /moult .
 
 # Nothing but the master: no shell that could swallow the signals on the way.
 FROM scratch

@@ -5,7 +5,7 @@ package main
 import (
 	"os"
 
-	"github.com/moult/moult/fdpass"
+	"github.com/moult/moult/fdpass/start"
 	"github.com/moult/moult/supervisor/cli"
 )
 
@@ -13,6 +13,6 @@ import (
 var version = ""
 
 func main() {
-	fdpass.RunShimIfAsked()
+	start.RunShimIfAsked()
 	os.Exit(cli.Main(os.Args, version))
 }

@@ -2,8 +2,10 @@ package fdpass
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"syscall"
 )
@@ -76,90 +78,122 @@ func (b Binding) Exact() Binding {
 	return b
 }
 
-// target is the same for our own sockets.
-func (b Binding) target() inetTarget {
-	ip := b.Addr.Addr()
-	t := inetTarget{ip: net.IP(ip.AsSlice()), zone: ip.Zone(), port: int(b.Addr.Port()), family: syscall.AF_INET}
-	if ip.Is6() {
-		t.family, t.v6only = syscall.AF_INET6, b.V6Only
-	}
-	return t
+// A Local is the address that a socket is bound to, as getsockname(2) tells it.
+type Local struct {
+	Network string         // "tcp", "udp", "unix", "unixgram", by family and type; "" for any other
+	Addr    netip.AddrPort // inet, as in Binding; port 0: not bound
+	Path    string         // unix: "/run/app.sock", "@app" for an abstract name, "" for none
 }
 
-// A WorkerSocket is what is known of a socket that a worker has made itself.
-type WorkerSocket struct {
-	Inode     uint64
-	Network   string // "tcp", "udp", "unix" for a stream; anything else is left alone and ""
-	IPv6      bool
-	V6Only    bool
-	ReuseAddr bool // what the worker itself has set
-	ReusePort bool
-	Device    int
-	Local     netip.AddrPort // port 0: not bound
-	Name      []byte         // unix: the sockaddr that it is bound to
-	Elsewhere bool           // in another network namespace than the master's sockets
-	Client    bool           // it will connect, not listen (IP_BIND_ADDRESS_NO_PORT)
-}
-
-// Binding reads the address that the worker gave to bind(2) (struct sockaddr_in
-// and sockaddr_in6 of linux/in.h and in6.h). It is false where the address does
-// not fit the socket, which is the kernel's to refuse.
-func (w WorkerSocket) Binding(sockaddr []byte) (Binding, bool) {
-	const family, v4Size, v6Size = 2, 16, 24 // bytes; the scope behind is optional
-	b := Binding{Network: w.Network, V6Only: w.V6Only, Device: w.Device}
-	if len(sockaddr) < family {
-		return b, false
-	}
-	switch binary.NativeEndian.Uint16(sockaddr) {
-	case syscall.AF_INET:
-		if w.IPv6 || len(sockaddr) < v4Size {
-			return b, false
-		}
-		b.Addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte(sockaddr[4:8])), binary.BigEndian.Uint16(sockaddr[2:]))
-	case syscall.AF_INET6:
-		if !w.IPv6 || len(sockaddr) < v6Size {
-			return b, false
-		}
-		ip := netip.AddrFrom16([16]byte(sockaddr[8:24]))
-		if len(sockaddr) >= v6Size+4 {
-			if scope := binary.NativeEndian.Uint32(sockaddr[v6Size:]); scope != 0 && ip.IsLinkLocalUnicast() {
-				ip = ip.WithZone(strconv.Itoa(int(scope)))
-			}
-		}
-		b.Addr = netip.AddrPortFrom(ip, binary.BigEndian.Uint16(sockaddr[2:]))
-	default:
-		return b, false
-	}
-	return b.Exact(), true
-}
-
-// Bound is the Binding that a bound socket has.
-func (w WorkerSocket) Bound() Binding {
-	return Binding{Network: w.Network, Addr: w.Local, V6Only: w.V6Only, Device: w.Device}.Exact()
-}
-
-// Binding is the address of an inet socket in the form that bind(2) had. It is
-// false for unix sockets, and where the kernel does not tell.
-func (s *Socket) Binding() (Binding, bool) {
-	if s.IsUnix() || len(s.members) == 0 {
-		return Binding{}, false
-	}
-	t, err := s.target()
+// LocalOf asks the kernel, and is the one place that does. fd stays the
+// caller's. What is not a socket is an error that wraps the errno; a socket of
+// another family is a Local without a network.
+func LocalOf(fd int) (Local, error) {
+	sa, err := syscall.Getsockname(fd)
 	if err != nil {
-		return Binding{}, false
+		return Local{}, os.NewSyscallError("getsockname", err)
 	}
-	ip, ok := netip.AddrFromSlice(t.ip)
-	b := Binding{Network: s.network, Addr: netip.AddrPortFrom(ip.WithZone(t.zone), uint16(t.port)), V6Only: t.v6only, Device: s.device}
-	return b.Exact(), ok
+	kind, err := syscall.GetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_TYPE)
+	if err != nil {
+		return Local{}, os.NewSyscallError("getsockopt SO_TYPE", err)
+	}
+	var l Local
+	switch sa := sa.(type) {
+	case *syscall.SockaddrUnix:
+		l.Path = sa.Name
+		l.Network = map[int]string{syscall.SOCK_STREAM: "unix", syscall.SOCK_DGRAM: "unixgram"}[kind]
+	case *syscall.SockaddrInet4, *syscall.SockaddrInet6:
+		l.Addr = addrPortOf(sa)
+		l.Network = map[int]string{syscall.SOCK_STREAM: "tcp", syscall.SOCK_DGRAM: "udp"}[kind]
+	}
+	return l, nil
 }
 
-// SockOption is one setsockopt(2) that a worker has made.
-type SockOption struct {
-	Level, Name int
-	Value       []byte
+// String is the address as programs write it.
+func (l Local) String() string {
+	if l.Addr.IsValid() {
+		return l.Addr.String()
+	}
+	return l.Path
 }
 
-// Repeats tells that o is what an earlier one set, whatever the value.
-func (o SockOption) Repeats(earlier SockOption) bool {
-	return o.Level == earlier.Level && o.Name == earlier.Name
+// netAddr is the same as package net has it; nil where there is none.
+func (l Local) netAddr() net.Addr {
+	switch l.Network {
+	case "tcp":
+		return net.TCPAddrFromAddrPort(l.Addr)
+	case "udp":
+		return net.UDPAddrFromAddrPort(l.Addr)
+	case "unix", "unixgram":
+		return &net.UnixAddr{Name: l.Path, Net: l.Network}
+	}
+	return nil
+}
+
+// BindingOf is the Binding that a bound inet socket has. fd stays the caller's.
+func BindingOf(fd int) (Binding, error) {
+	l, err := LocalOf(fd)
+	if err != nil {
+		return Binding{}, err
+	}
+	if l.Network != "tcp" && l.Network != "udp" {
+		return Binding{}, fmt.Errorf("a %s socket has no port", l.Network)
+	}
+	b := Binding{Network: l.Network, Addr: l.Addr, Device: deviceOf(fd)}
+	if l.Addr.Addr().Is6() {
+		only, err := syscall.GetsockoptInt(fd, syscall.IPPROTO_IPV6, syscall.IPV6_V6ONLY)
+		if err != nil {
+			return Binding{}, os.NewSyscallError("getsockopt IPV6_V6ONLY", err)
+		}
+		b.V6Only = only != 0
+	}
+	return b.Exact(), nil
+}
+
+// ParseSockaddr reads the address that another process gives to a system call
+// (struct sockaddr_in and sockaddr_in6 of Linux). It is false for other
+// families, and for what is too short.
+func ParseSockaddr(raw []byte) (netip.AddrPort, bool) {
+	const family, v4Size, v6Size, scopeSize = 2, 16, 24, 4 // bytes; the scope behind is optional
+	if len(raw) < family {
+		return netip.AddrPort{}, false
+	}
+	port := func() int { return int(binary.BigEndian.Uint16(raw[family:])) }
+	switch kind := binary.NativeEndian.Uint16(raw); {
+	case kind == syscall.AF_INET && len(raw) >= v4Size:
+		return addrPortOf(&syscall.SockaddrInet4{Port: port(), Addr: [4]byte(raw[4:8])}), true
+	case kind == syscall.AF_INET6 && len(raw) >= v6Size:
+		sa := &syscall.SockaddrInet6{Port: port(), Addr: [16]byte(raw[8:24])}
+		if len(raw) >= v6Size+scopeSize {
+			sa.ZoneId = binary.NativeEndian.Uint32(raw[v6Size:])
+		}
+		return addrPortOf(sa), true
+	}
+	return netip.AddrPort{}, false
+}
+
+// addrPortOf keeps the scope where the kernel does: elsewhere it says nothing,
+// and would make one address two.
+func addrPortOf(sa syscall.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *syscall.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *syscall.SockaddrInet6:
+		ip := netip.AddrFrom16(sa.Addr)
+		if sa.ZoneId != 0 && (ip.IsLinkLocalUnicast() || ip.IsLinkLocalMulticast() || ip.IsInterfaceLocalMulticast()) {
+			ip = ip.WithZone(strconv.FormatUint(uint64(sa.ZoneId), 10))
+		}
+		return netip.AddrPortFrom(ip, uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}
+
+// Sockaddr is the address as system calls take it.
+func (b Binding) Sockaddr() syscall.Sockaddr {
+	ip, port := b.Addr.Addr(), int(b.Addr.Port())
+	if ip.Is4() {
+		return &syscall.SockaddrInet4{Port: port, Addr: ip.As4()}
+	}
+	zone, _ := strconv.ParseUint(ip.Zone(), 10, 32)
+	return &syscall.SockaddrInet6{Port: port, Addr: ip.As16(), ZoneId: uint32(zone)}
 }

@@ -1,34 +1,11 @@
 package fdpass
 
 import (
-	"encoding/json"
 	"os"
 	"strconv"
 	"strings"
 	"testing"
 )
-
-func FuzzShimOrder(f *testing.F) {
-	f.Add(`{"status":3,"listen_pid":true,"umask":18,"dir":"L3RtcA==","credential":{"uid":1,"gid":2,"groups":[2]}}`)
-	f.Add(`{"status":-1}`)
-	f.Add(`null`)
-	f.Fuzz(func(t *testing.T, text string) {
-		o, err := parseShimOrder(text)
-		if err != nil {
-			if o.Status != 0 || o.Credential != nil || o.Dir != nil || o.Umask != nil {
-				t.Fatalf("an error with a partial result: %+v, %v", o, err)
-			}
-			return
-		}
-		again, err := json.Marshal(o)
-		must(t, err)
-		back, err := parseShimOrder(string(again))
-		must(t, err)
-		if twice, _ := json.Marshal(back); string(twice) != string(again) {
-			t.Fatalf("%s became %s", again, twice)
-		}
-	})
-}
 
 func FuzzActivated(f *testing.F) {
 	f.Add("2", "web:admin", "admin")

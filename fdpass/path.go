@@ -7,51 +7,71 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 )
 
-// Unix socket paths move by rename: each generation's socket is bound to a
-// name of its own beside the path and renamed over it when it begins to serve.
-// The own name stays until the generation is gone, so that the path can be put
-// back if the old worker removes it when it leaves.
-
-func (s *Socket) openUnix() error {
-	s.network, s.bound = s.addr.Network, s.addr.Path
-	if strings.HasPrefix(s.addr.Path, "@") {
-		return s.openShared(s.addr.Path)
-	}
-	defer lockDirectory(s.addr.Path)()
-	if err := clearStale(s.addr.Path, s.network == "unix"); err != nil {
+func openUnix(a Address) (int, error) {
+	var fd int
+	err := ClaimPath(a, func() (err error) {
+		fd, err = BindUnix(a, a.Path)
+		if err != nil || a.Network != "unix" {
+			return err
+		}
+		if err = a.listen(fd); err != nil {
+			closeDescriptor(fd)
+			removePath(a.Path)
+		}
 		return err
-	}
-	if s.share || s.network == "unixgram" {
-		return s.openShared(s.addr.Path)
-	}
-	s.how = Renamed
-	m, err := s.bindPath()
+	})
 	if err != nil {
-		return err
+		return -1, err
 	}
-	m.spare = true
-	s.members = append(s.members, m)
-	// Not by rename, which would take the path from whoever has it by now.
-	err = os.Link(m.path, s.addr.Path)
-	if errors.Is(err, fs.ErrExist) {
-		return os.NewSyscallError("bind", syscall.EADDRINUSE)
-	}
-	return err
+	return fd, nil
 }
 
-func (s *Socket) openShared(path string) error {
-	m, err := s.bindUnix(path)
-	if err != nil {
+// ClaimPath calls bind, which is to make the socket file of a's path, when it
+// has removed what a dead program has left there. Other masters that ask for the
+// same path wait meanwhile, for a second at most. A socket that somebody listens
+// on is an error that wraps syscall.EADDRINUSE, and any other file is an error too.
+func ClaimPath(a Address, bind func() error) error {
+	if a.isAbstract() {
+		return bind()
+	}
+	defer lockDirectory(a.Path)()
+	if err := clearStale(a.Path, a.Network == "unix"); err != nil {
 		return err
 	}
-	s.members = append(s.members, m)
-	return nil
+	return bind()
+}
+
+// BindUnix makes a socket of a's network, mode and owner and binds it to path.
+// It does not listen yet, so that nobody connects to it with the wrong ones. The
+// descriptor is the caller's; with an error there is neither it nor the file. A
+// path where anything stands is an error that wraps syscall.EADDRINUSE.
+func BindUnix(a Address, path string) (int, error) {
+	kind := syscall.SOCK_STREAM
+	if a.Network == "unixgram" {
+		kind = syscall.SOCK_DGRAM
+	}
+	fd, err := newSocket(syscall.AF_UNIX, kind, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	if err := syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}); err != nil {
+		closeDescriptor(fd)
+		return -1, os.NewSyscallError("bind", err)
+	}
+	if strings.HasPrefix(path, "@") || !a.HasMode && a.UID < 0 && a.GID < 0 {
+		return fd, nil
+	}
+	if err := permit(path, a); err != nil {
+		closeDescriptor(fd)
+		removePath(path)
+		return -1, err
+	}
+	return fd, nil
 }
 
 // clearStale removes the socket file that a dead program left behind, and
@@ -140,76 +160,17 @@ func answers(path string, stream bool) (bool, error) {
 	return false, os.NewSyscallError("connect", err)
 }
 
-// bindUnix makes a socket with the mode and the owner that were asked for. Both
-// are set before it listens: nobody connects to it with the wrong ones.
-func (s *Socket) bindUnix(path string) (*Member, error) {
-	kind := syscall.SOCK_STREAM
-	if s.network == "unixgram" {
-		kind = syscall.SOCK_DGRAM
-	}
-	fd, err := newSocket(syscall.AF_UNIX, kind, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
-	}
-	if err := syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}); err != nil {
-		closeDescriptor(fd)
-		return nil, os.NewSyscallError("bind", err)
-	}
-	err = s.permit(path)
-	if err == nil && kind == syscall.SOCK_STREAM {
-		err = os.NewSyscallError("listen", syscall.Listen(fd, s.backlog))
-	}
-	if err != nil {
-		closeDescriptor(fd)
-		removePath(path)
-		return nil, err
-	}
-	m, err := s.newMember(fd)
-	if err != nil {
-		removePath(path)
-		return nil, err
-	}
-	if !strings.HasPrefix(path, "@") {
-		m.path = path
-		m.file, _ = os.Lstat(path) // without it the name is never known as ours
-	}
-	return m, nil
-}
-
-func (s *Socket) permit(path string) error {
-	if strings.HasPrefix(path, "@") {
-		return nil
-	}
-	if s.addr.HasMode {
-		if err := os.Chmod(path, s.addr.Mode); err != nil {
-			return err
-		}
-	}
-	if s.addr.UID >= 0 || s.addr.GID >= 0 {
-		return os.Lchown(path, s.addr.UID, s.addr.GID)
-	}
-	return nil
-}
-
 func removePath(path string) {
 	if path != "" && !strings.HasPrefix(path, "@") {
 		_ = os.Remove(path)
 	}
 }
 
-// bindPath binds under a name of its own beside the path.
-func (s *Socket) bindPath() (*Member, error) {
-	var m *Member
-	err := withFreeName(s.addr.Path, func(name string) (err error) {
-		m, err = s.bindUnix(name)
-		return err
-	})
-	return m, err
-}
-
-// withFreeName calls try with names beside path until one is free. They are
-// not longer than the path: where the path fits into 108 bytes, they do too.
-func withFreeName(path string, try func(name string) error) error {
+// FreeName calls try with names beside path until one is free, which is so
+// unless the error wraps EADDRINUSE or EEXIST: try must not take what is there.
+// They are not longer than the path, so that where that fits into a socket's
+// address they do too, and nobody can know them beforehand.
+func FreeName(path string, try func(name string) error) error {
 	const tries = 64
 	dir, base := filepath.Split(path)
 	var err error
@@ -240,106 +201,4 @@ func randomName(n int) string {
 		name[0] = '.'
 	}
 	return string(name)
-}
-
-// joinPath returns the generation's socket: all its workers share one.
-func (s *Socket) joinPath(gen int) (*Member, error) {
-	for _, m := range s.members {
-		if m.spare || m.gen == gen {
-			m.spare, m.gen = false, gen
-			return m, nil
-		}
-	}
-	m, err := s.bindPath()
-	if err != nil {
-		return nil, err
-	}
-	m.gen = gen
-	s.members = append(s.members, m)
-	return m, nil
-}
-
-func (s *Socket) steerPath() error {
-	if len(s.serving) == 0 || slices.ContainsFunc(s.serving, s.showsPath) || s.movedAway(s.serving[0]) {
-		return nil
-	}
-	return s.showPath(s.serving[0])
-}
-
-// showPath makes the path lead to m, in one step: there is no moment without.
-func (s *Socket) showPath(m *Member) error {
-	if s.learned {
-		return s.showLearned(m)
-	}
-	return withFreeName(s.addr.Path, func(name string) error {
-		if err := os.Link(m.path, name); err != nil {
-			return err
-		}
-		if err := os.Rename(name, s.addr.Path); err != nil {
-			removePath(name)
-			return err
-		}
-		return nil
-	})
-}
-
-func (s *Socket) showsPath(m *Member) bool {
-	have, err := os.Lstat(s.addr.Path)
-	return err == nil && m.file != nil && os.SameFile(m.file, have)
-}
-
-// Mend puts a unix path back that a leaving worker has removed, and tells
-// whether it had to. What a worker has bound itself is its own to remove or to
-// rename as long as no other one has the path too.
-func (s *Socket) Mend() (bool, error) {
-	if s.how != Renamed || s.refused || len(s.serving) == 0 || s.showsPath(s.serving[0]) {
-		return false, nil
-	}
-	if s.learned && !s.mayMend(s.serving[0]) {
-		return false, nil
-	}
-	if err := s.showPath(s.serving[0]); err != nil {
-		return false, fmt.Errorf("cannot put %s back: %w", s.addr.Path, err)
-	}
-	return true, nil
-}
-
-func (s *Socket) leavePath(m *Member) {
-	if s.learned {
-		s.leaveLearned(m)
-	}
-	m.removeName(m.path)
-	closeDescriptor(m.fd)
-	s.stopServing(m)
-	s.remove(m)
-}
-
-// removeName removes one of the names that lead to m.
-func (m *Member) removeName(path string) {
-	if m.maker == nil {
-		removePath(path)
-		return
-	}
-	m.maker.removeFile(path, m.file)
-}
-
-// hidePath takes the path away from new clients, if it is still ours.
-func (s *Socket) hidePath() {
-	for _, m := range s.members {
-		if s.showsPath(m) {
-			m.removeName(s.addr.Path)
-		}
-	}
-}
-
-func (s *Socket) closePath() {
-	s.hidePath()
-	for _, m := range s.members {
-		if m.path != s.addr.Path {
-			m.removeName(m.path)
-		}
-	}
-	for inode := range s.pending {
-		s.Forget(inode)
-	}
 }

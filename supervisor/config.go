@@ -8,22 +8,19 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/moult/moult/fdpass"
+	"github.com/moult/moult/supervisor/machine"
+	"github.com/moult/moult/supervisor/ready"
 )
 
 // ReadyHow says what makes a worker ready.
-type ReadyHow string
+type ReadyHow = ready.How
 
+// What makes a worker ready; see package ready.
 const (
-	// ReadyAuto is being seen accepting on every socket, and READY=1 as
-	// well once this or an earlier generation has sent one; READY=1 alone
-	// where accepting cannot be seen.
-	ReadyAuto ReadyHow = "auto"
-	// ReadyNotify is READY=1 by sd_notify.
-	ReadyNotify ReadyHow = "notify"
-	// ReadyAccept is being seen accepting on every socket.
-	ReadyAccept ReadyHow = "accept"
-	// ReadyAlive is having lived for Config.ReadyAlive.
-	ReadyAlive ReadyHow = "alive"
+	ReadyAuto   = ready.Auto
+	ReadyNotify = ready.Notify
+	ReadyAccept = ready.Accept
+	ReadyAlive  = ready.Alive
 )
 
 // Restart says which workers that leave unasked are replaced.
@@ -40,6 +37,9 @@ const (
 	EndIdleOff  = time.Duration(-1)
 	EndIdleAuto = time.Duration(0)
 )
+
+// MaxWorkers is how many workers a generation may have.
+const MaxWorkers = machine.MaxWorkers
 
 // Config is everything that a master is told. The zero value of a field is not
 // its default unless it says so: Defaults has those.
@@ -85,10 +85,14 @@ type Config struct {
 	Control string // the control socket, for MOULT_CONTROL; empty: none
 
 	Log zerolog.Logger
-	// OnTransition hears of every change of state, from the goroutine that
-	// owns the state: it must not wait. nil: nobody.
+	// OnTransition hears of every change of state, from the master's loop: it
+	// must not wait. nil: nobody.
 	OnTransition func(Transition)
 }
+
+// Transition is one change of state: of a worker (PID is set), or of the master
+// itself (PID is 0). From and To are the names that status and log use.
+type Transition = machine.Transition
 
 // Defaults is the configuration of a master that was told nothing but what to
 // run.
@@ -105,33 +109,21 @@ func Defaults() Config {
 	}
 }
 
-// Transition is one change of state: of a worker (PID is set), or of the
-// master itself (PID is 0). From and To are the names that status and
-// log use.
-type Transition struct {
-	Generation int
-	PID        int
-	From, To   string
-	Reason     string
-	Took       time.Duration // spent in From
-	Trouble    bool          // not what anybody asked for
-}
-
-// level keeps the steps that only matter when something hangs out of the way.
-func (t Transition) level() zerolog.Level {
-	switch {
-	case t.Trouble && t.PID == 0:
-		return zerolog.ErrorLevel
-	case t.Trouble:
-		return zerolog.WarnLevel
-	case t.PID != 0 && (t.To == settling.String() || t.To == quiescing.String() || t.To == clearing.String()):
-		return zerolog.DebugLevel
+// mind is what the machine is told of it.
+func (c *Config) mind(pid int) machine.Config {
+	return machine.Config{
+		Name: c.Name, Version: c.Version, PID: pid, Seed: uint64(time.Now().UnixNano()) ^ uint64(pid),
+		Workers: c.Workers, Intercept: c.Intercept, InterceptUnlink: c.InterceptUnlink, MustSteer: c.MustSteer,
+		Ready: c.Ready, ReadyAlive: c.ReadyAlive, ReadyTimeout: c.ReadyTimeout,
+		Quiesce: c.Quiesce, EndIdle: c.EndIdle,
+		DrainSignal: machine.Signal(c.DrainSignal), DrainTimeout: c.DrainTimeout, KillGrace: c.KillGrace, MaxDraining: c.MaxDraining,
+		Restart: machine.Restart{Policy: string(c.Restart), Min: c.RestartMin, Max: c.RestartMax, Limit: c.RestartLimit, Within: c.RestartWithin},
+		PIDFile: c.PIDFile != "",
 	}
-	return zerolog.InfoLevel
 }
 
-// Exit is how a master ended: Code is the exit code of `moult run`, Err says
-// why if it is not 0.
+// Exit is how a master ended: Code is the exit code of `moult run`, Err says why
+// if it is not 0.
 type Exit struct {
 	Code int
 	Err  error

@@ -5,7 +5,7 @@ import (
 	"os"
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/moult/moult/supervisor/e2e/testkit/leak"
 )
 
 // helperVariable makes the test binary play a process of a worker's tree: it
@@ -20,7 +20,7 @@ func TestMain(m *testing.M) {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	leak.Main(m)
 }
 
 // helpers are filled in by the files that have the system calls for them.

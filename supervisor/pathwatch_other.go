@@ -5,5 +5,5 @@ package supervisor
 // pathWatch: the paths are looked at when a worker is.
 type pathWatch struct{}
 
-func (s *Supervisor) watchPaths() {}
-func (p *pathWatch) close()       {}
+func (s *sockets) watchPaths(bool) {}
+func (p *pathWatch) close()        {}

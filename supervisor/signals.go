@@ -5,8 +5,10 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/mattn/go-isatty"
 	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"github.com/moult/moult/supervisor/machine"
 )
 
 // Signals is what the process was sent. Each kind has a channel of its own, so
@@ -52,19 +54,15 @@ func (s *Signals) Close() {
 }
 
 func (s *Supervisor) stopBySignal(sig os.Signal) {
-	e := evStop
-	if sig == syscall.SIGQUIT {
-		e = evStopNow
-	}
-	s.happenBecause(e, unix.SignalName(sig.(syscall.Signal)))
+	s.take(machine.StopAsked{Reason: unix.SignalName(sig.(syscall.Signal)), Now: sig == syscall.SIGQUIT})
 }
 
 func (s *Supervisor) otherSignal(sig os.Signal) {
 	switch sig {
 	case syscall.SIGTTIN:
-		s.scale(+1)
+		s.take(machine.ScaleAsked{By: +1})
 	case syscall.SIGTTOU:
-		s.scale(-1)
+		s.take(machine.ScaleAsked{By: -1})
 	case syscall.SIGUSR2:
 		s.log.Warn().Msg("SIGUSR2 would replace moult's own program, which this version cannot do: restart it to get a new moult; SIGHUP upgrades the workers")
 	case syscall.SIGUSR1:
@@ -84,19 +82,12 @@ func (s *Supervisor) passOn(sig syscall.Signal) {
 		s.log.Warn().Stringer("signal", sig).Msg("not passed on: it is the workers' drain signal; SIGHUP upgrades, SIGTERM stops")
 		return
 	}
-	if s.serving == nil {
-		return
-	}
-	for _, sl := range s.serving.slots {
-		if sl.worker != nil && sl.worker.state == serving {
-			sl.worker.signal(sig)
-		}
-	}
+	s.take(machine.PassOn{Signal: machine.Signal(sig)})
 }
 
 func onTerminal() bool {
 	for _, f := range []*os.File{os.Stdin, os.Stdout, os.Stderr} {
-		if isatty.IsTerminal(f.Fd()) {
+		if term.IsTerminal(int(f.Fd())) {
 			return true
 		}
 	}

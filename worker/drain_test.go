@@ -9,14 +9,13 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/moult/moult/supervisor/e2e/testkit/leak"
 )
 
 // serveHTTP starts a worker with one server on a TCP port.
@@ -197,8 +196,7 @@ func TestSilentAndSlowClientsAreEnded(t *testing.T) {
 // TestEverythingAtOnce opens and closes connections by the thousand while the
 // drain begins, for the race detector, and leaves nothing behind.
 func TestEverythingAtOnce(t *testing.T) {
-	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	before := openDescriptors()
+	defer leak.Check(t)()
 	w, addr := serveHTTP(t, Config{Idle: 300 * time.Millisecond}, sayOK)
 	var clients sync.WaitGroup
 	var opened atomic.Int64
@@ -219,16 +217,6 @@ func TestEverythingAtOnce(t *testing.T) {
 	w.Drain("test")
 	wantGraceful(t, w)
 	clients.Wait()
-	eventually(t, "the descriptors are as before", func() bool { return openDescriptors() <= before })
-}
-
-// openDescriptors is 0 where the system does not tell.
-func openDescriptors() int {
-	list, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return 0
-	}
-	return len(list)
 }
 
 // TestOneServerOnTwoListeners is watched once.

@@ -9,6 +9,7 @@ import (
 // A WorkerSocket is what is known of a socket that a worker has made itself.
 type WorkerSocket struct {
 	Inode     uint64
+	UID       int    // whose it is: only one user's sockets share an address
 	Network   string // "tcp", "udp", "unix" for a stream; anything else is left alone and ""
 	IPv6      bool
 	V6Only    bool

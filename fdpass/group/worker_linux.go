@@ -22,7 +22,7 @@ func InspectSocket(fd int) (WorkerSocket, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return WorkerSocket{}, os.NewSyscallError("fstat", err)
 	}
-	w := WorkerSocket{Inode: st.Ino}
+	w := WorkerSocket{Inode: st.Ino, UID: int(st.Uid)}
 	option := func(level, name int) int {
 		n, _ := unix.GetsockoptInt(fd, level, name)
 		return n

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/moult/moult/supervisor/e2e/testkit/leak"
 )
 
 // roleVariable makes the test binary play a program that a test starts.
@@ -18,7 +18,7 @@ func TestMain(m *testing.M) {
 		role()
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	leak.Main(m)
 }
 
 func must(t testing.TB, err error) {

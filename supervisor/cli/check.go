@@ -1,11 +1,9 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"time"
@@ -14,10 +12,11 @@ import (
 
 	"github.com/moult/moult/fdpass"
 	"github.com/moult/moult/fdpass/intercept"
+	"github.com/moult/moult/fdpass/start"
 	"github.com/moult/moult/supervisor"
-	"github.com/moult/moult/supervisor/cli/held"
 	"github.com/moult/moult/supervisor/cli/terminal"
 	"github.com/moult/moult/supervisor/control"
+	"github.com/moult/moult/supervisor/control/api"
 )
 
 func checkCommand() *cli.Command {
@@ -75,7 +74,7 @@ func (p planWriter) row(label, format string, args ...any) {
 
 func (p planWriter) sockets(cfg supervisor.Config, master *supervisor.Supervisor) {
 	p.section("sockets")
-	sockets := held.By(master)
+	sockets := master.Sockets()
 	for i, s := range sockets {
 		queue := ""
 		if s.Network == "tcp" || s.Network == "unix" {
@@ -90,7 +89,7 @@ func (p planWriter) sockets(cfg supervisor.Config, master *supervisor.Supervisor
 	if cfg.Intercept {
 		p.interception(cfg)
 	}
-	for _, hint := range held.Hints(master) {
+	for _, hint := range supervisor.Hints(master.Sockets()) {
 		p.row("hint", "%s", hint)
 	}
 }
@@ -110,11 +109,11 @@ func (p planWriter) interception(cfg supervisor.Config) {
 	}
 }
 
-func handoverText(s held.Socket) string {
-	switch fdpass.Handover(s.Handover) {
-	case fdpass.Steered:
+func handoverText(s api.Socket) string {
+	switch s.Handover {
+	case api.Steer:
 		return "steered: each worker has a socket of its own, and the kernel sends new connections to the new generation"
-	case fdpass.Renamed:
+	case api.Rename:
 		return "renamed: each generation has a socket of its own, and the path moves to the new one"
 	}
 	text := "shared: all generations have the same socket, and the old one stops to accept when it gets the drain signal"
@@ -197,15 +196,15 @@ func checkCommandLine(cfg supervisor.Config) error {
 			return usage("cannot read --env-file: %w", err)
 		}
 	}
-	if strings.Contains(cfg.Command[0], "{") || cfg.Dir != "" && !strings.HasPrefix(cfg.Command[0], "/") {
+	if strings.Contains(cfg.Command[0], "{") {
 		return nil
 	}
-	path, err := exec.LookPath(cfg.Command[0])
-	if err != nil && !errors.Is(err, exec.ErrDot) {
-		return usage("cannot execute %s: %w", cfg.Command[0], errors.Unwrap(err))
+	path, err := start.Look(cfg.Command[0], cfg.Dir, append(os.Environ(), cfg.Env...))
+	if err != nil {
+		return usage("%w", err)
 	}
 	if cfg.Intercept {
-		if err := fdpass.CheckIntercepted(path); err != nil {
+		if err := start.CheckIntercepted(path); err != nil {
 			return usage("%w", err)
 		}
 	}

@@ -10,11 +10,13 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/moult/moult/supervisor"
 	"github.com/moult/moult/supervisor/cli/demo"
+	"github.com/moult/moult/supervisor/cli/terminal"
 )
 
 // Exit codes that scripts may rely on.
@@ -115,7 +117,9 @@ func report(w io.Writer, err error) int {
 		code = exit.Code
 	}
 	if message := err.Error(); message != "" {
-		fmt.Fprintln(w, "moult: "+strings.TrimSpace(message))
+		// Whoever does not read it must not keep the process from its end.
+		const moment = 100 * time.Millisecond
+		terminal.Within(moment, func() { fmt.Fprintln(w, "moult: "+strings.TrimSpace(message)) })
 	}
 	return code
 }

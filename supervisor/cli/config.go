@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/moult/moult/fdpass"
+	"github.com/moult/moult/fdpass/start"
 	"github.com/moult/moult/supervisor"
 	"github.com/moult/moult/supervisor/cli/terminal"
 )
@@ -85,7 +86,7 @@ func readWorker(c *cli.Context, cfg *supervisor.Config) error {
 		cfg.Umask = &m
 	}
 	cfg.User, cfg.Group = c.String("user"), c.String("group")
-	_, err := fdpass.LookupCredential(cfg.User, cfg.Group)
+	_, err := start.LookupCredential(cfg.User, cfg.Group)
 	return err
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/moult/moult/fdpass"
 	"github.com/moult/moult/supervisor"
+	"github.com/moult/moult/supervisor/process"
 )
 
 // Groups of flags in the help.
@@ -103,7 +104,7 @@ func fromEnvironment(c *cli.Context) error {
 // ofMasterAbove tells variables that a master has set for its workers, of which
 // this process is one, from those that the user means for this master.
 func ofMasterAbove(name string) bool {
-	_, worker := os.LookupEnv(supervisor.WorkerVariable)
+	_, worker := os.LookupEnv(process.MarkVariable)
 	return worker && (name == "name" || name == "control")
 }
 

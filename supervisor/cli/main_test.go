@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/moult/moult/fdpass"
+	"github.com/moult/moult/fdpass/start"
 	"github.com/moult/moult/supervisor/control"
 	"github.com/moult/moult/supervisor/control/api"
 )
@@ -26,7 +26,7 @@ const playVariable = "CLI_TEST_PLAYS_MOULT"
 const patience = 30 * time.Second
 
 func TestMain(m *testing.M) {
-	fdpass.RunShimIfAsked()
+	start.RunShimIfAsked()
 	if os.Getenv(playVariable) != "" {
 		os.Exit(Main(append([]string{"moult"}, os.Args[1:]...), "test"))
 	}

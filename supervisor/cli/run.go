@@ -8,6 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/moult/moult/supervisor"
+	"github.com/moult/moult/supervisor/cli/terminal"
 )
 
 func runCommand() *cli.Command {
@@ -28,6 +29,12 @@ func run(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	log, flush, err := terminal.NewPatientLogger(c.App.ErrWriter, c.String("log-level"), c.String("log-format"), cfg.Name)
+	if err != nil {
+		return err
+	}
+	defer flush()
+	cfg.Log = log
 	cfg.OnTransition = tellSystemd()
 	controls, err := openControls(c, &cfg)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/moult/moult/supervisor/control/api"
-	"github.com/moult/moult/supervisor/control/leak"
+	"github.com/moult/moult/supervisor/e2e/testkit/leak"
 )
 
 // roleVariable makes the test binary a client that reports what it hears.

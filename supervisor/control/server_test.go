@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/moult/moult/supervisor/control/api"
-	"github.com/moult/moult/supervisor/control/leak"
+	"github.com/moult/moult/supervisor/e2e/testkit/leak"
 )
 
 var doneEvent = api.Event{Event: api.EventDone, To: 4}

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/moult/moult/supervisor/cli/demo/load"
-	"github.com/moult/moult/supervisor/cli/held"
+	"github.com/moult/moult/supervisor/control/api"
 )
 
 const (
@@ -111,7 +111,7 @@ func (d *show) stopLoad() *result {
 }
 
 // target is where clients on this machine reach the socket.
-func target(socket held.Socket) (network, address string) {
+func target(socket api.Socket) (network, address string) {
 	network, address = socket.Network, socket.Address
 	bound, err := netip.ParseAddrPort(address)
 	if network == "unix" || err != nil || !bound.Addr().IsUnspecified() {

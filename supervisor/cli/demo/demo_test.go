@@ -11,7 +11,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/moult/moult/supervisor/cli/demo/load"
-	"github.com/moult/moult/supervisor/cli/held"
 	"github.com/moult/moult/supervisor/control/api"
 )
 
@@ -141,7 +140,7 @@ func TestTriesNameTheServer(t *testing.T) {
 		{"unix", "/it's", `curl -sS --unix-socket '/it'\''s' http://localhost/;`},
 		{"unix", "@name", "curl -sS --abstract-unix-socket 'name' http://localhost/;"},
 	} {
-		text := triesFor(held.Socket{Socket: api.Socket{Network: test.network, Address: test.address}}, 42, false)
+		text := triesFor(api.Socket{Network: test.network, Address: test.address}, 42, false)
 		if !strings.Contains(text, test.want) || !strings.Contains(text, "kill -HUP 42") {
 			t.Errorf("%s: no %q in%s", test.address, test.want, text)
 		}

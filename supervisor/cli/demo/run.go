@@ -9,10 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/moult/moult/fdpass"
 	"github.com/moult/moult/supervisor"
 	"github.com/moult/moult/supervisor/cli/demo/load"
-	"github.com/moult/moult/supervisor/cli/held"
 	"github.com/moult/moult/supervisor/cli/terminal"
 	"github.com/moult/moult/supervisor/control/api"
 )
@@ -37,7 +35,7 @@ type show struct {
 	options
 	screen  *terminal.Screen
 	master  *supervisor.Supervisor
-	socket  held.Socket
+	socket  api.Socket
 	ctx     context.Context // done once the master stops, whoever asked it to
 	stopped context.CancelFunc
 	serves  chan struct{} // closed when the first generation does
@@ -101,7 +99,7 @@ func (d *show) startMaster(signals *supervisor.Signals, stderr io.Writer) error 
 	if d.master, err = supervisor.New(cfg, signals); err != nil {
 		return err
 	}
-	d.socket = held.By(d.master)[0]
+	d.socket = d.master.Sockets()[0]
 	d.introduce()
 	go func() {
 		err := d.master.Run(context.Background())
@@ -128,9 +126,9 @@ func (d *show) hear() func(supervisor.Transition) {
 
 func (d *show) introduce() {
 	how := map[string]string{
-		string(fdpass.Steered): "a socket per generation, steered",
-		string(fdpass.Renamed): "a socket per generation, the path moves",
-		string(fdpass.Shared):  "one socket for all generations",
+		api.Steer:  "a socket per generation, steered",
+		api.Rename: "a socket per generation, the path moves",
+		api.Share:  "one socket for all generations",
 	}[d.socket.Handover]
 	manners := "graceful"
 	if d.abrupt {

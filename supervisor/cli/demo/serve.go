@@ -9,7 +9,6 @@ import (
 	"sync"
 
 	"github.com/moult/moult/supervisor"
-	"github.com/moult/moult/supervisor/cli/held"
 	"github.com/moult/moult/supervisor/cli/terminal"
 	"github.com/moult/moult/supervisor/control/api"
 )
@@ -36,13 +35,13 @@ func serve(o options, signals *supervisor.Signals, out, log io.Writer) error {
 	if err != nil {
 		return err
 	}
-	tries = triesFor(held.By(master)[0], os.Getpid(), o.abrupt)
+	tries = triesFor(master.Sockets()[0], os.Getpid(), o.abrupt)
 	defer said.Wait()
 	return master.Run(context.Background())
 }
 
 // triesFor are commands for another terminal.
-func triesFor(socket held.Socket, pid int, abrupt bool) string {
+func triesFor(socket api.Socket, pid int, abrupt bool) string {
 	network, address := target(socket)
 	curl, url := "curl -sS ", "http://"+address
 	if network == "unix" {

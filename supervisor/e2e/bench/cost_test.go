@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moult/moult/supervisor/cli/demo/load"
 	"github.com/moult/moult/supervisor/e2e/testkit"
-	"github.com/moult/moult/supervisor/load"
 )
 
 // What moult costs, measured from outside:

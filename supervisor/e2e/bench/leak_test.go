@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moult/moult/supervisor/cli/demo/load"
 	"github.com/moult/moult/supervisor/e2e/testkit"
-	"github.com/moult/moult/supervisor/load"
 )
 
 // Nothing grows, and nothing wakes the master.

@@ -3,18 +3,14 @@
 package bench
 
 import (
-	"fmt"
 	"math"
 	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
+	"github.com/moult/moult/supervisor/cli/demo/load"
 	"github.com/moult/moult/supervisor/e2e/testkit"
-	"github.com/moult/moult/supervisor/load"
 )
 
 // contest is a server against itself: under moult and alone.
@@ -133,7 +129,7 @@ func (c contest) quadruple(b testing.TB, alone, own rival, swap bool) (q quadrup
 }
 
 func (c contest) round(b testing.TB, r rival) tally {
-	cpu, began := processorTime(b, r.pid), time.Now()
+	cpu, began := familyTime(b, r.pid), time.Now()
 	config := load.Config{Address: r.address, Path: "/small", Mode: c.mode, Answer: testkit.IsSmall}
 	if c.program == "" {
 		config.Answer = nil
@@ -145,7 +141,7 @@ func (c contest) round(b testing.TB, r rival) tally {
 	if report.Failures() != 0 || report.Requests() == 0 {
 		b.Fatalf("%s: %v", c.name, report)
 	}
-	return tally{report.Requests(), took, processorTime(b, r.pid) - cpu}
+	return tally{report.Requests(), took, familyTime(b, r.pid) - cpu}
 }
 
 // environment is the same for both. Go's default is MPTCP, which is slower:
@@ -203,18 +199,11 @@ func (r rival) switches() int {
 	return testkit.Switches(r.master.PID())
 }
 
-// processorTime is that of all threads of a process and of its descendants.
-func processorTime(b testing.TB, pid int) (sum time.Duration) {
+// familyTime is the processor time of a process and of its descendants.
+func familyTime(b testing.TB, pid int) (sum time.Duration) {
 	b.Helper()
 	for _, member := range testkit.Family(pid) {
-		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", member))
-		for _, task := range tasks {
-			// Nanoseconds on a processor, waiting for one, and how often.
-			text, _ := os.ReadFile(task)
-			first, _, _ := strings.Cut(string(text), " ")
-			ns, _ := strconv.ParseInt(first, 10, 64)
-			sum += time.Duration(ns)
-		}
+		sum += processorTime(b, member)
 	}
 	return sum
 }

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moult/moult/supervisor/cli/demo/load"
 	"github.com/moult/moult/supervisor/e2e/testkit"
-	"github.com/moult/moult/supervisor/load"
 )
 
 // Workers that end, and a master that does.

@@ -10,8 +10,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/moult/moult/supervisor/cli/demo/load"
 	"github.com/moult/moult/supervisor/e2e/testkit"
-	"github.com/moult/moult/supervisor/load"
 )
 
 // Workers that bind their own addresses, started without --listen.
@@ -129,16 +129,34 @@ func TestInterceptedSlowAnswers(t *testing.T) {
 	}
 }
 
-// A bind that comes when the master has long been asleep wakes it.
+// What a worker binds when it has long been ready is its own: it works at once,
+// nobody waits for it, and it is in the way of the next generation's as it would
+// be without moult.
 func TestBindLongAfterTheStart(t *testing.T) {
 	t.Parallel()
 	m := testkit.Capture(t, "binds tcp={a} wait={gate} tcp={b} end=graceful").Serving()
+	late := m.Fill("{b}")
 	testkit.Settled(t, m)
 	m.Pass(1)
-	testkit.Answers(t, m.Fill("{b}"))
-	times := testkit.Times(3, 2, 20)
-	m.Pass(times)
-	m.UpgradeUnderLoad(times, "{a}", "{b}")
+	testkit.Answers(t, late)
+	if sockets := m.Status().Sockets; len(sockets) != 1 || sockets[0].Address != m.Address {
+		t.Errorf("status shows %+v, want %s alone", sockets, m.Address)
+	}
+	slow := m.Hold("/?sleep=4s") // keeps the first generation
+	m.Next("binds tcp={a} wait={gate} try={b} end=graceful")
+	clients := m.Ask(8)
+	clients.Flow()
+	m.Upgrade()
+	m.Pass(1)
+	if got := m.Said(2, "tried"); got != late+" EADDRINUSE" {
+		t.Errorf("generation 2 tried %s, want EADDRINUSE", got)
+	}
+	testkit.AnsweredBy(t, late, 1)
+	testkit.Finish(t, "of the first generation", slow)
+	m.Retire()
+	clients.Flow()
+	clients.Lossless()
+	testkit.Refused(t, late)
 }
 
 // As long as nothing is bound, nothing serves.
@@ -163,8 +181,8 @@ func TestBindBeforeReadiness(t *testing.T) {
 	m.AnsweredBy(2)
 }
 
-// Where a server asks for any port, each generation gets those of the first,
-// in their order.
+// Where a server asks for any port, each process has its own: the next generation
+// does not wait for that of the old one, which answers what it has in hand there.
 func TestPortZero(t *testing.T) {
 	t.Parallel()
 	testkit.RequireIPv6(t)
@@ -173,40 +191,45 @@ func TestPortZero(t *testing.T) {
 			t.Parallel()
 			m := launch.Capture(t, "binds tcp=127.0.0.1:0 tcp=127.0.0.1:0 tcp=[::]:0 end=graceful").Serving()
 			first := m.BoundBy(1, 3)
-			m.UpgradeUnderLoad(testkit.Times(3, 2, 50), first...)
-			for generation := 2; generation <= m.Generation(); generation++ {
-				if got := m.BoundBy(generation, 3); !slices.Equal(got, first) {
-					t.Errorf("generation %d has bound %v, the first %v", generation, got, first)
+			slow := testkit.Hold(t, first[0], "/?sleep=2s")
+			m.Upgrade()
+			for i, address := range m.BoundBy(2, 3) {
+				if slices.Contains(first, address) {
+					t.Errorf("generation 2 has bound %s again", address)
 				}
+				if i < 2 {
+					testkit.AnsweredBy(t, address, 2)
+				}
+			}
+			testkit.Finish(t, "of the first generation", slow)
+			m.Retire()
+			testkit.Refused(t, first[0])
+			if sockets := m.Status().Sockets; len(sockets) != 0 {
+				t.Errorf("status shows %+v", sockets)
 			}
 		})
 	}
 }
 
-// Each worker that asks for any port has one of its own, and its replacement
-// and its successor get the same.
+// Each worker that asks for any port has one of its own, and so has its
+// replacement: nothing is kept of a dead one's.
 func TestPortZeroOfSeveralWorkers(t *testing.T) {
 	t.Parallel()
 	m := testkit.Capture(t, "binds tcp=127.0.0.1:0 end=graceful", "-n", "2").Serving()
-	ports := slices.Sorted(slices.Values(m.BoundBy(1, 2)))
-	if ports[0] == ports[1] {
-		t.Fatalf("both workers have %s", ports[0])
-	}
-	for _, pid := range testkit.Children(m.PID()) {
+	ports := m.BoundBy(1, 2)
+	for i, pid := range testkit.Children(m.PID()) {
+		mark := m.Mark()
 		testkit.KillProcess(pid)
-		testkit.Until(t, "it is replaced", func() error {
-			if now := testkit.Children(m.PID()); testkit.Alive(pid) || len(now) != 2 {
-				return fmt.Errorf("workers %v", now)
-			}
-			return nil
-		})
-		for _, address := range ports {
-			testkit.Answers(t, address)
-		}
+		m.WaitReplaced(mark)
+		ports = m.BoundBy(1, 3+i)
+		testkit.Answers(t, ports[2+i])
 	}
-	m.UpgradeUnderLoad(testkit.Times(3, 2, 20), ports...)
-	if again := slices.Sorted(slices.Values(m.BoundBy(m.Generation(), 2))); !slices.Equal(again, ports) {
-		t.Errorf("the last generation has bound %v, the first %v", again, ports)
+	for _, address := range ports[:2] {
+		testkit.Refused(t, address)
+	}
+	slices.Sort(ports)
+	if unique := slices.Compact(slices.Clone(ports)); len(unique) != 4 {
+		t.Errorf("four workers had the ports %v", ports)
 	}
 }
 

@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moult/moult/supervisor/cli/demo/load"
 	"github.com/moult/moult/supervisor/e2e/testkit"
-	"github.com/moult/moult/supervisor/load"
 	"golang.org/x/sys/unix"
 )
 
@@ -359,6 +359,7 @@ func TestStrangerInTheGroup(t *testing.T) {
 			m := testkit.Capture(t, "binds tcp={a} end=graceful").Serving()
 			m.Upgrade() // a group from now on, whatever it was before
 			m.Retire()
+			testkit.Settled(t, m) // the one that has left is out of the group
 			return m
 		},
 	} {

@@ -92,7 +92,7 @@ func bindRaw(address *unix.RawSockaddrInet4) uint16 {
 }
 
 // many listens on port after port, "HOST,LIMIT", and keeps them all.
-func (b *binder) many(s step) { b.listenAll(s, 33000) }
+func (b *binder) many(s step) { b.listenAll(s, 10000) }
 
 // anyPorts listens on any port again and again, "HOST,LIMIT", and keeps them.
 func (b *binder) anyPorts(s step) { b.listenAll(s, 0) }
@@ -124,7 +124,7 @@ func (b *binder) amongAlarms(s step) {
 	go alarm(unix.Gettid(), &sent, &over)
 	failures := map[string]int{}
 	for i := 0; i < n || sent.Load() < int64(n); i++ {
-		listener, err := net.Listen("tcp4", net.JoinHostPort(s.word(0), strconv.Itoa(34000+i%n)))
+		listener, err := net.Listen("tcp4", net.JoinHostPort(s.word(0), strconv.Itoa(14000+i%n)))
 		if err != nil {
 			failures[errnoName(err)]++
 			continue

@@ -21,8 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moult/moult/supervisor/cli/demo/load"
 	"github.com/moult/moult/supervisor/control/api"
-	"github.com/moult/moult/supervisor/load"
 )
 
 // Get asks once, over a new connection.

@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/moult/moult/fdpass"
+	"github.com/moult/moult/fdpass/start"
 	"github.com/moult/moult/supervisor/cli"
 	"golang.org/x/sys/unix"
 )
@@ -39,7 +39,7 @@ const patience = 20 * time.Second
 // Main is what TestMain of every package calls. The test binary plays moult, by
 // what its real main calls, and every worker.
 func Main(m *testing.M) {
-	fdpass.RunShimIfAsked()
+	start.RunShimIfAsked()
 	if len(os.Args) > 1 {
 		name, options := os.Args[1], os.Args[2:]
 		switch {
@@ -211,11 +211,14 @@ var built struct {
 // weight would spoil.
 func MoultBinary(t testing.TB) string {
 	t.Helper()
+	if other := os.Getenv("MOULT_BINARY"); other != "" {
+		return other // another build, to be compared with
+	}
 	built.once.Do(func() {
 		if built.dir, built.err = os.MkdirTemp("", "moult-e2e-"); built.err != nil {
 			return
 		}
-		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", built.dir, Module)
+		build := exec.Command("go", "build", "-trimpath", "-tags", "urfave_cli_no_docs", "-ldflags", "-s -w", "-o", built.dir, Module)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if output, err := build.CombinedOutput(); err != nil {
 			built.err = fmt.Errorf("go build: %w\n%s", err, output)

@@ -245,10 +245,11 @@ func (m *Master) WaitReplaced(mark int) int {
 	return m.WaitLog(mark, "the replacement serves", Replaced).PID
 }
 
-// Generation is the youngest that has served.
+// Generation is the youngest that has served: one that was ready may have been
+// turned away still.
 func (m *Master) Generation() (youngest int) {
 	for _, e := range m.Entries(0) {
-		if Replaced(e) {
+		if Phase("serving")(e) {
 			youngest = max(youngest, e.Generation)
 		}
 	}

@@ -19,7 +19,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/moult/moult/supervisor/load"
+	"github.com/moult/moult/supervisor/cli/demo/load"
 	"golang.org/x/sys/unix"
 )
 

@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moult/moult/supervisor/cli/demo/load"
 	"github.com/moult/moult/supervisor/e2e/testkit"
-	"github.com/moult/moult/supervisor/load"
 )
 
 // inheriting is the plan of a server of testdata/inherit, which takes its socket
@@ -142,7 +142,11 @@ func TestUpgradesWhileGenerationsStillDrain(t *testing.T) {
 	m := testkit.Listen(t, "graceful", "--max-draining", "2").Serving()
 	var held []testkit.HeldRequest
 	for generation := 1; generation <= 4; generation++ {
-		held = append(held, m.Hold("/?sleep=4s"))
+		ask := "/?sleep=8s"
+		if generation == 1 {
+			ask = "/?sleep=4s" // it may be let finish, and has to be the first
+		}
+		held = append(held, m.Hold(ask))
 		if generation < 4 {
 			m.Upgrade()
 		}

@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/moult/moult/supervisor/control/leak"
+	"github.com/moult/moult/supervisor/e2e/testkit/leak"
 )
 
 func TestMain(m *testing.M) { leak.Main(m) }
