@@ -142,7 +142,7 @@ func TestBindLongAfterTheStart(t *testing.T) {
 	if sockets := m.Status().Sockets; len(sockets) != 1 || sockets[0].Address != m.Address {
 		t.Errorf("status shows %+v, want %s alone", sockets, m.Address)
 	}
-	slow := m.Hold("/?sleep=4s") // keeps the first generation
+	slow := m.Hold("/?sleep=12s") // keeps the first generation
 	m.Next("binds tcp={a} wait={gate} try={b} end=graceful")
 	clients := m.Ask(8)
 	clients.Flow()
