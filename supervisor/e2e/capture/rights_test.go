@@ -188,7 +188,7 @@ func TestHundredsOfAddresses(t *testing.T) {
 	t.Parallel()
 	requireDescriptors(t, 2000)
 	n := testkit.Times(300, 100, 300)
-	m := testkit.Capture(t, fmt.Sprintf("binds ports=127.0.81.8,21000,%d end=graceful", n)).Serving()
+	m := testkit.Capture(t, fmt.Sprintf("binds ports=127.0.81.8,16000,%d end=graceful", n)).Serving()
 	addresses := m.BoundBy(1, n)
 	m.UpgradeUnderLoad(2, addresses[0], addresses[n/2], addresses[n-1])
 	for _, address := range addresses {
